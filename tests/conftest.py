@@ -1,0 +1,59 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _material(name: str) -> Path:
+    """A folder of real test material that lies outside the repository."""
+    clips = Path(os.environ.get("AVFAST_REAL_CLIPS", ROOT.parent / "shared" / "real_clips"))
+    return clips.resolve().parent / name if name != "real_clips" else clips.resolve()
+
+
+def _material_or_skip(name: str) -> Path:
+    folder = _material(name)
+    if not folder.is_dir():
+        pytest.skip(f"no {name} at {folder}; set AVFAST_REAL_CLIPS to the folder of real clips")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_clips() -> Path:
+    """Labelled real videos: labels.csv, annotations.csv, videos/."""
+    return _material_or_skip("real_clips")
+
+
+@pytest.fixture(scope="session")
+def odd_clips() -> Path:
+    """Videos that break naive loaders."""
+    return _material_or_skip("odd_clips")
+
+
+@pytest.fixture(scope="session")
+def dcase_lists() -> Path:
+    """The label lists of DCASE 2017 task 4."""
+    return _material_or_skip("dcase2017_task4")
+
+
+def _cuda_works() -> bool:
+    if not torch.cuda.is_available():
+        return False
+    import avfast
+
+    return avfast.build_info()["cuda"] is not None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `cuda` run where there is a device and the CUDA half is built."""
+    if any("cuda" in item.keywords for item in items) and not _cuda_works():
+        skip = pytest.mark.skip(reason="needs a CUDA device and a build with the CUDA half")
+        for item in items:
+            if "cuda" in item.keywords:
+                item.add_marker(skip)
