@@ -1,0 +1,94 @@
+"""How every program of the package reads its options and reports what the user can put right."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import re
+import sys
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+import tyro
+
+from avfast.errors import InputError
+
+Options = TypeVar("Options")
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+_HELP_INDENT = 8  # tyro indents an option's help text at least this far, its message less
+
+
+def run(main: Callable[[Options], None], options: type[Options]) -> None:
+    """Parse the command line into ``options`` and call ``main`` with it.
+
+    The help text is the docstring of the module that defines ``main``, followed by the documented fields of
+    ``options``. Bad usage, an ``InputError`` or an ``OSError`` ends the program with exit code 2 and one line
+    on stderr; a traceback is left for what is our fault.
+
+    Args:
+        main: The program.
+        options: A dataclass whose fields have docstrings.
+
+    Raises:
+        SystemExit: With code 2 for bad usage or bad input, 130 when interrupted.
+    """
+    name = _program_name(main)
+    parsed = _parse(name, main, options)
+    try:
+        main(parsed)
+    except InputError as error:
+        _fail(name, str(error))
+    except OSError as error:
+        _fail(name, _describe(error))
+    except KeyboardInterrupt:
+        print(f"\n{name}: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _program_name(main: Callable[..., None]) -> str:
+    """The dotted name after ``python -m``, also when the module runs as ``__main__``."""
+    spec = getattr(sys.modules.get(main.__module__), "__spec__", None)
+    return spec.name if spec is not None else main.__module__
+
+
+def _parse(name: str, main: Callable[..., None], options: type[Options]) -> Options:
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                options,
+                prog=f"python -m {name}",
+                description=inspect.getdoc(sys.modules[main.__module__]),
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        _fail(name, f"{_one_line(complaint.getvalue())}; see python -m {name} --help")
+
+
+def _one_line(box: str) -> str:
+    """The message inside the box that tyro draws around a parsing error."""
+    lines = [line.strip("│╭╮╰╯").rstrip() for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
+    message: list[str] = []
+    for line in lines[1:]:
+        if line and set(line.strip()) == {"─"}:
+            break
+        if len(line) - len(line.lstrip()) < _HELP_INDENT:
+            message.append(line.strip())
+    return " ".join(part for part in message if part).rstrip(".") or "cannot read the options"
+
+
+def _describe(error: OSError) -> str:
+    """An operating system's error with its file first, where it names one."""
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {reason}" if error.filename else reason
+
+
+def _fail(name: str, message: str) -> NoReturn:
+    print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(BAD_INPUT)
