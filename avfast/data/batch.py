@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """B clips: clip b's instances are rows ``offsets[b]:offsets[b + 1]``; a missing modality is an empty bag."""
+    """B clips; clip b owns the instances ``offsets[b]:offsets[b + 1]``, none where it lacks the modality."""
 
     clips: list[str]
     """B names."""
@@ -76,8 +77,10 @@ class Batch:
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Batch(**{k: function(v) if isinstance(v, Tensor) else v for k, v in values.items()})
+        def apply(value: Any) -> Any:
+            return function(value) if isinstance(value, Tensor) else value
+
+        return Batch(**{field.name: apply(getattr(self, field.name)) for field in fields(self)})
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

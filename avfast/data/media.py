@@ -1,0 +1,187 @@
+"""Frames and sound of one media file, whatever state the file is in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from avfast.errors import InputError
+
+SAMPLE_RATE = 16_000
+"""Hz; of every waveform in the package."""
+
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".mpg", ".mpeg", ".ogv", ".3gp"}
+)
+SOUND_SUFFIXES = frozenset({".wav", ".flac", ".ogg"})
+"""Files without picture, which soundfile reads."""
+
+MAX_PIXELS = 100_000_000
+"""A stream that declares larger frames is not decoded: such sizes come from damaged files."""
+
+MAX_LEAD_SECONDS = 60.0
+"""A sound track that starts later than this has damaged time stamps and is taken to start at 0."""
+
+_TIME_TOLERANCE = 1e-3  # seconds; time stamps are rounded to the container's clock
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of a video."""
+
+    time: float
+    """Seconds from the start of the file."""
+    image: NDArray[np.uint8]
+    """[h, w, 3], RGB, upright."""
+    source_size: tuple[int, int]
+    """(width, height) in pixels of the upright picture before it was made smaller."""
+
+
+def read_frames(path: Path, fps: float = 1.0, long_side: int = 640) -> Iterator[Frame]:
+    """Sample a video at a fixed rate.
+
+    For each multiple of ``1 / fps`` this yields the first frame shown at that time or later; a frame is
+    never yielded twice, so a video with fewer frames than that gives all of them. Damaged packets are
+    passed over. Frames are decoded as the iterator advances, so memory does not grow with the video.
+
+    Args:
+        path: The video.
+        fps: Frames per second of video.
+        long_side: Larger pictures are scaled down to this many pixels on their longer side.
+
+    Yields:
+        Frames in the order of time. None where the file has no picture, or none that can be decoded.
+
+    Raises:
+        InputError: When the file cannot be opened as media.
+    """
+    with _open(path) as container:
+        streams = [s for s in container.streams.video if not _is_cover(s)]
+        if not streams:
+            return
+        origin = _start_seconds(container)
+        sample = 0
+        for frame in _decode(container, streams[0], max_pixels=MAX_PIXELS):
+            time = max(0.0, frame.time - origin) if frame.time is not None else sample / fps
+            if time + _TIME_TOLERANCE >= sample / fps:
+                yield _upright(frame, time, long_side)
+                sample = int((time + _TIME_TOLERANCE) * fps) + 1
+
+
+def read_sound(path: Path) -> NDArray[np.float32]:
+    """Read a file's sound as one channel.
+
+    Args:
+        path: A wav, flac or ogg file, or a video, whose first sound track is taken.
+
+    Returns:
+        float32 [T] at 16 kHz, about -1 to 1; time 0 is the start of the file. Empty where the file has no
+        sound, or none that can be decoded.
+
+    Raises:
+        InputError: When the file cannot be opened as media.
+    """
+    if path.suffix.lower() in SOUND_SUFFIXES:
+        return _read_sound_file(path)
+    with _open(path) as container:
+        if not container.streams.audio:
+            return np.zeros(0, np.float32)
+        return _read_track(container, container.streams.audio[0])
+
+
+def _read_sound_file(path: Path) -> NDArray[np.float32]:
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise InputError(f"{path}: cannot be read as sound: {error.error_string}") from error
+    return _finite(soxr.resample(samples.mean(axis=1), rate, SAMPLE_RATE))
+
+
+def _read_track(container: Any, stream: Any) -> NDArray[np.float32]:
+    resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+    blocks: list[NDArray[np.float32]] = []
+    origin = _start_seconds(container)
+    for frame in _decode(container, stream):
+        if not blocks and frame.time is not None:
+            blocks.append(_silence(frame.time - origin))
+        with suppress(av.error.FFmpegError, ValueError):  # a track whose layout changes midway
+            blocks += [block.to_ndarray()[0] for block in resampler.resample(frame)]
+    if not blocks:
+        return np.zeros(0, np.float32)
+    with suppress(av.error.FFmpegError, ValueError):
+        blocks += [block.to_ndarray()[0] for block in resampler.resample(None)]
+    return _finite(np.concatenate(blocks))
+
+
+def _silence(seconds: float) -> NDArray[np.float32]:
+    """What fills the time before a late sound track."""
+    late = _TIME_TOLERANCE < seconds <= MAX_LEAD_SECONDS
+    return np.zeros(round(seconds * SAMPLE_RATE) if late else 0, np.float32)
+
+
+def _finite(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Float tracks may hold NaN or infinity, which no later step survives."""
+    return np.nan_to_num(waveform.astype(np.float32, copy=False), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: the file is empty")
+    try:
+        # An absolute path is never taken for a URL, and a playlist may not reach for the network.
+        container = av.open(
+            str(path.absolute()), options={"protocol_whitelist": "file"}, metadata_errors="ignore"
+        )
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as video or sound: {_reason(error)}") from error
+    with container:
+        yield container
+
+
+def _decode(container: Any, stream: Any, **codec_options: int) -> Iterator[Any]:
+    """The frames of one stream; what is damaged is passed over, what lies after the damage is kept."""
+    try:
+        stream.codec_context.thread_count = 1  # clips are the unit of parallel work
+        stream.codec_context.options = {name: str(value) for name, value in codec_options.items()}
+        packets = container.demux(stream)
+        while True:
+            packet = next(packets)
+            with suppress(av.error.FFmpegError):
+                yield from packet.decode()
+    except (StopIteration, av.error.FFmpegError):
+        return
+
+
+def _upright(frame: Any, time: float, long_side: int) -> Frame:
+    """Scale, convert to RGB, and turn as the rotation metadata asks."""
+    scale = min(1.0, long_side / max(frame.width, frame.height))
+    width, height = (max(1, round(side * scale)) for side in (frame.width, frame.height))
+    image = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray()
+    quarter_turns = round(frame.rotation / 90) % 4
+    size = (frame.height, frame.width) if quarter_turns % 2 else (frame.width, frame.height)
+    return Frame(time, np.ascontiguousarray(np.rot90(image, quarter_turns)), size)
+
+
+def _is_cover(stream: Any) -> bool:
+    """Cover art of a music file is stored as a video stream of one picture."""
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)
+
+
+def _start_seconds(container: Any) -> float:
+    return container.start_time / av.time_base if container.start_time is not None else 0.0
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
