@@ -19,13 +19,14 @@ void roi_pool_forward_cpu(const TensorView& output,  // [K, C, PH, PW]
 void roi_pool_backward_cpu(const TensorView& grad_input,   // [N, C, H, W]
                            const TensorView& grad_output,  // [K, C, PH, PW]
                            const TensorView& winner,       // [K, C, PH, PW]
-                           const TensorView& boxes);       // [K, 5]
+                           const TensorView& boxes,        // [K, 5]
+                           double spatial_scale);
 
 // The same on CUDA, queued on `stream` of input's device; never synchronises with the host.
 void roi_pool_forward_cuda(const TensorView& output, const TensorView& winner, const TensorView& input,
                            const TensorView& boxes, double spatial_scale, void* stream);
 void roi_pool_backward_cuda(const TensorView& grad_input, const TensorView& grad_output, const TensorView& winner,
-                            const TensorView& boxes, void* stream);
+                            const TensorView& boxes, double spatial_scale, void* stream);
 
 // uint8 for maps of up to 255 cells (AlexNet's 13 x 13), uint16 up to 65,535, int32 beyond.
 inline Dtype winner_dtype(int64_t height, int64_t width) {
