@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "mil_aggregate.h"
+#include "roi_pool.h"
 #include "tensor_arg.h"
 
 #ifdef _OPENMP
@@ -43,6 +45,114 @@ py::dict build_info() {
   return info;
 }
 
+// Runs `cpu()` or `cuda(stream)`, whichever device `view` is on, with the GIL released.
+template <typename Cpu, typename Cuda>
+void launch(const TensorView& view, py::handle tensor, Cpu&& cpu, Cuda&& cuda) {
+  void* stream = current_stream(tensor, view.device);
+  py::gil_scoped_release released;
+  if (view.device.type == DeviceType::kCPU) return cpu();
+#ifdef AVFAST_WITH_CUDA
+  cuda(stream);
+#else
+  (void)stream;
+  (void)cuda;
+  throw TypeError(std::string(view.name) +
+                  ": on a CUDA device, but this avfast was built without CUDA; install the CUDA toolkit (nvcc) and "
+                  "build again: AVFAST_CUDA=ON pip install -e .");
+#endif
+}
+
+#ifdef AVFAST_WITH_CUDA
+#define AVFAST_ON_CUDA(call) [&](void* stream) { call; }
+#else
+#define AVFAST_ON_CUDA(call) nullptr
+#endif
+
+void roi_pool_forward(py::handle output, py::handle winner, py::handle input, py::handle boxes, double spatial_scale) {
+  const TensorView output_view = tensor_view(output, "output"), winner_view = tensor_view(winner, "winner");
+  const TensorView input_view = tensor_view(input, "input"), boxes_view = tensor_view(boxes, "boxes");
+  launch(
+      input_view, input, [&] { roi_pool_forward_cpu(output_view, winner_view, input_view, boxes_view, spatial_scale); },
+      AVFAST_ON_CUDA(roi_pool_forward_cuda(output_view, winner_view, input_view, boxes_view, spatial_scale, stream)));
+}
+
+void roi_pool_backward(py::handle grad_input, py::handle grad_output, py::handle winner, py::handle boxes) {
+  const TensorView grad_input_view = tensor_view(grad_input, "grad_input");
+  const TensorView grad_output_view = tensor_view(grad_output, "grad_output");
+  const TensorView winner_view = tensor_view(winner, "winner"), boxes_view = tensor_view(boxes, "boxes");
+  launch(
+      grad_input_view, grad_input,
+      [&] { roi_pool_backward_cpu(grad_input_view, grad_output_view, winner_view, boxes_view); },
+      AVFAST_ON_CUDA(roi_pool_backward_cuda(grad_input_view, grad_output_view, winner_view, boxes_view, stream)));
+}
+
+// Dense bags come with offsets None, which the launchers see as a view without elements.
+TensorView offsets_view(const py::object& offsets, const TensorView& scores) {
+  if (!offsets.is_none()) return tensor_view(offsets, "offsets");
+  TensorView none{};
+  none.name = "offsets";
+  none.dtype = Dtype::kInt64;
+  none.device = scores.device;
+  none.ndim = 1;
+  return none;
+}
+
+void mil_aggregate_forward(py::handle output, py::handle peak, py::handle total, py::handle scores, py::handle logits,
+                           const py::object& offsets) {
+  const TensorView output_view = tensor_view(output, "output"), peak_view = tensor_view(peak, "peak");
+  const TensorView total_view = tensor_view(total, "total"), scores_view = tensor_view(scores, "scores");
+  const TensorView logits_view = tensor_view(logits, "logits"), bags = offsets_view(offsets, scores_view);
+  launch(
+      scores_view, scores,
+      [&] { mil_aggregate_forward_cpu(output_view, peak_view, total_view, scores_view, logits_view, bags); },
+      AVFAST_ON_CUDA(
+          mil_aggregate_forward_cuda(output_view, peak_view, total_view, scores_view, logits_view, bags, stream)));
+}
+
+void mil_aggregate_backward(py::handle grad_scores, py::handle grad_logits, py::handle grad_output, py::handle scores,
+                            py::handle logits, py::handle output, py::handle peak, py::handle total,
+                            const py::object& offsets) {
+  const TensorView grad_scores_view = tensor_view(grad_scores, "grad_scores");
+  const TensorView grad_logits_view = tensor_view(grad_logits, "grad_logits");
+  const TensorView grad_output_view = tensor_view(grad_output, "grad_output");
+  const TensorView scores_view = tensor_view(scores, "scores"), logits_view = tensor_view(logits, "logits");
+  const TensorView output_view = tensor_view(output, "output"), peak_view = tensor_view(peak, "peak");
+  const TensorView total_view = tensor_view(total, "total"), bags = offsets_view(offsets, scores_view);
+  launch(
+      scores_view, scores,
+      [&] {
+        mil_aggregate_backward_cpu(grad_scores_view, grad_logits_view, grad_output_view, scores_view, logits_view,
+                                   output_view, peak_view, total_view, bags);
+      },
+      AVFAST_ON_CUDA(mil_aggregate_backward_cuda(grad_scores_view, grad_logits_view, grad_output_view, scores_view,
+                                                 logits_view, output_view, peak_view, total_view, bags, stream)));
+}
+
+void mil_logsumexp_forward(py::handle output, py::handle peak, py::handle total, py::handle scores,
+                           const py::object& offsets, double r) {
+  const TensorView output_view = tensor_view(output, "output"), peak_view = tensor_view(peak, "peak");
+  const TensorView total_view = tensor_view(total, "total"), scores_view = tensor_view(scores, "scores");
+  const TensorView bags = offsets_view(offsets, scores_view);
+  launch(
+      scores_view, scores, [&] { mil_logsumexp_forward_cpu(output_view, peak_view, total_view, scores_view, bags, r); },
+      AVFAST_ON_CUDA(mil_logsumexp_forward_cuda(output_view, peak_view, total_view, scores_view, bags, r, stream)));
+}
+
+void mil_logsumexp_backward(py::handle grad_scores, py::handle grad_output, py::handle scores, py::handle peak,
+                            py::handle total, const py::object& offsets, double r) {
+  const TensorView grad_scores_view = tensor_view(grad_scores, "grad_scores");
+  const TensorView grad_output_view = tensor_view(grad_output, "grad_output");
+  const TensorView scores_view = tensor_view(scores, "scores"), peak_view = tensor_view(peak, "peak");
+  const TensorView total_view = tensor_view(total, "total"), bags = offsets_view(offsets, scores_view);
+  launch(
+      scores_view, scores,
+      [&] {
+        mil_logsumexp_backward_cpu(grad_scores_view, grad_output_view, scores_view, peak_view, total_view, bags, r);
+      },
+      AVFAST_ON_CUDA(mil_logsumexp_backward_cuda(grad_scores_view, grad_output_view, scores_view, peak_view, total_view,
+                                                 bags, r, stream)));
+}
+
 }  // namespace
 }  // namespace avfast
 
@@ -58,4 +168,12 @@ PYBIND11_MODULE(_C, m) {
     }
   });
   m.def("build_info", &avfast::build_info, "How this module was built: version, cuda, cuda_archs, openmp, compiler.");
+
+  // Outputs first and written in place; the shapes are those of roi_pool.h and mil_aggregate.h.
+  m.def("roi_pool_forward", &avfast::roi_pool_forward);
+  m.def("roi_pool_backward", &avfast::roi_pool_backward);
+  m.def("mil_aggregate_forward", &avfast::mil_aggregate_forward);
+  m.def("mil_aggregate_backward", &avfast::mil_aggregate_backward);
+  m.def("mil_logsumexp_forward", &avfast::mil_logsumexp_forward);
+  m.def("mil_logsumexp_backward", &avfast::mil_logsumexp_backward);
 }

@@ -1,0 +1,6 @@
+"""The native operations as functions of torch tensors; needs torch alone."""
+
+from avfast.ops.mil import mil_aggregate, mil_logsumexp
+from avfast.ops.roi_pool import roi_pool
+
+__all__ = ["mil_aggregate", "mil_logsumexp", "roi_pool"]
