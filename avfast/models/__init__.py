@@ -1,0 +1,6 @@
+"""Backbones, heads and the systems made of them."""
+
+from avfast.models.heads import Stream
+from avfast.models.systems import PRESETS, SYSTEMS, ModelConfig, Output, System, build
+
+__all__ = ["PRESETS", "SYSTEMS", "ModelConfig", "Output", "Stream", "System", "build"]

@@ -1,0 +1,315 @@
+"""Heads and systems: the formula on numbers by hand, empty bags, gradients, determinism, configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from avfast.data import Batch, Sample, collate
+from avfast.models import PRESETS, SYSTEMS, ModelConfig, System, build
+from avfast.models.heads import Stream, TwoStreamHead, bag_softmax
+from avfast.models.systems import fuse, hinge_loss
+
+CLASSES = 4
+SIDE = 32
+
+
+def sample(seed: int, frames: int = 2, regions: int = 3, segments: int = 2) -> Sample:
+    """A clip of noise; ``regions`` per frame."""
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(frames * regions, 2, 2, generator=generator).sort(dim=1).values * SIDE
+    return Sample(
+        clip=f"clip{seed}",
+        frames=torch.randint(0, 256, (frames, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator),
+        frame_times=torch.arange(frames).float(),
+        boxes=corners.flatten(1),
+        box_frames=torch.arange(frames).repeat_interleave(regions),
+        objectness=torch.rand(frames * regions, generator=generator),
+        frame_size=(64, 48) if frames else (0, 0),
+        audio=torch.randn(segments, 96, 64, generator=generator),
+        segments=torch.zeros(segments, 2),
+        target=torch.randint(0, 2, (CLASSES,), generator=generator).float(),
+    )
+
+
+@pytest.fixture
+def system() -> System:
+    """The small system, in evaluation mode."""
+    torch.manual_seed(0)
+    return build(ModelConfig.from_preset("toy", image_size=SIDE), CLASSES).eval()
+
+
+@pytest.fixture
+def mixed() -> Batch:
+    """Clips with both modalities, with one only, and with none."""
+    return collate(
+        [
+            sample(0),
+            sample(1, frames=0),
+            sample(2, segments=0),
+            sample(3, frames=0, segments=0),
+            sample(4, regions=0),
+        ]
+    )
+
+
+# The head
+
+
+def test_head_by_hand() -> None:
+    """One feature x, cls = x, loc = 0 or x: a bag of (1, 3) averages to 2, or to its softmax mean."""
+    head = TwoStreamHead(1, 2)
+    with torch.no_grad():
+        head.classify.weight.fill_(1)
+        head.classify.bias.zero_()
+        head.localise.weight.copy_(torch.tensor([[0.0], [1.0]]))
+        head.localise.bias.fill_(5)  # constant over instances: no effect
+    stream = head(torch.tensor([[1.0], [3.0], [7.0]]), torch.tensor([0, 2, 2, 3]))
+    share = 1 / (1 + torch.e**2)
+    expected = torch.tensor([[2.0, share + 3 * (1 - share)], [0.0, 0.0], [7.0, 7.0]])
+    torch.testing.assert_close(stream.phi, expected)
+    torch.testing.assert_close(stream.instances[0], torch.tensor([0.5, share]))
+
+
+sizes = st.lists(st.integers(0, 5), min_size=1, max_size=5)
+
+
+@settings(deadline=None)
+@given(sizes, st.floats(0, 1e4), st.integers(0, 2**31))
+def test_instances_sum_to_phi(counts: list[int], spread: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(sum(counts), 3, generator=generator) * spread
+    offsets = torch.tensor([0, *counts]).cumsum(0)
+    stream = TwoStreamHead(3, 2)(features, offsets)
+    bags = [part.sum(0) for part in stream.instances.split(counts)]
+    torch.testing.assert_close(torch.stack(bags), stream.phi, rtol=1e-4, atol=1e-5 * (1 + spread))
+    means = [part.mean(0) if len(part) else torch.zeros(2) for part in stream.evidence.split(counts)]
+    torch.testing.assert_close(torch.stack(means), stream.phi, rtol=1e-4, atol=1e-5 * (1 + spread))
+
+
+def test_bag_softmax_is_softmax_per_bag() -> None:
+    logits = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+    weights = bag_softmax(logits, torch.tensor([0, 3, 3, 7]))
+    expected = torch.cat([logits[:3].softmax(0), logits[3:].softmax(0)])
+    torch.testing.assert_close(weights, expected)
+    assert torch.autograd.gradcheck(lambda x: bag_softmax(x, torch.tensor([0, 3, 3, 7])), logits)
+
+
+@pytest.mark.parametrize("bad", [[0, 2], [1, 3], [0, 4], [0, 2, 1, 3]])
+def test_offsets_that_do_not_fit_are_refused(bad: list[int]) -> None:
+    with pytest.raises(ValueError, match="offsets"):
+        TwoStreamHead(2, 2)(torch.zeros(3, 2), torch.tensor(bad))
+
+
+def test_head_compiles_whole_with_any_sizes() -> None:
+    head = TwoStreamHead(5, 3)
+    compiled = torch.compile(
+        lambda features, offsets: head(features, offsets).phi,
+        fullgraph=True,
+        dynamic=True,
+        backend="aot_eager",
+    )
+    for counts in ([2, 0, 3], [1, 4], [6]):
+        features = torch.randn(sum(counts), 5, requires_grad=True)
+        offsets = torch.tensor([0, *counts]).cumsum(0)
+        phi = compiled(features, offsets)
+        torch.testing.assert_close(phi, head(features, offsets).phi)
+        (gradient,) = torch.autograd.grad(phi.square().sum(), features)
+        (expected,) = torch.autograd.grad(head(features, offsets).phi.square().sum(), features)
+        torch.testing.assert_close(gradient, expected)
+
+
+# Fusion and loss
+
+
+def stream_of(phi: list[list[float]]) -> Stream:
+    values = torch.tensor(phi)
+    return Stream(values, values, values, torch.arange(len(values) + 1))
+
+
+def test_fusion_adds_normalised_scores_and_nothing_for_an_empty_bag() -> None:
+    streams = {"visual": stream_of([[3.0, 4.0], [0.0, 0.0]]), "audio": stream_of([[0.0, -2.0], [0.0, 0.0]])}
+    normalised = fuse(streams, l2_normalise=True)
+    torch.testing.assert_close(normalised.scores, torch.tensor([[0.6, -0.2], [0.0, 0.0]]))
+    torch.testing.assert_close(normalised.views["visual"][0], torch.tensor([0.6, 0.8]))
+    torch.testing.assert_close(normalised.evidence("visual")[0], torch.tensor([0.6, 0.8]))
+    assert fuse(streams, l2_normalise=False).scores[0].tolist() == [3, 2]
+
+
+def test_hinge_loss_by_hand() -> None:
+    """Terms 1 - 0.5, 1 + 2, 1 - 1 and max(0, 1 - 3)."""
+    scores, targets = torch.tensor([[0.5, 2.0], [-1.0, 3.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    torch.testing.assert_close(hinge_loss(scores, targets), torch.tensor((0.5 + 3 + 0 + 0) / 4))
+
+
+# Systems
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_output(name: str, mixed: Batch) -> None:
+    torch.manual_seed(0)
+    system = build(ModelConfig.from_preset("toy", system=name, image_size=SIDE), CLASSES).eval()
+    output = system(mixed)
+    assert output.scores.shape == (mixed.size, CLASSES)
+    assert torch.isfinite(output.scores).all()
+    torch.testing.assert_close(sum(output.views.values()), output.scores)
+    instances = {"visual": len(mixed.rois), "audio": len(mixed.audio)}
+    for modality, stream in output.streams.items():
+        assert stream.phi.shape == (mixed.size, CLASSES)
+        assert stream.instances.shape == (instances[modality], CLASSES)
+    loss = system.loss(output, mixed.targets)
+    assert loss.ndim == 0 and torch.isfinite(loss)
+
+
+def test_a_missing_modality_adds_nothing(system: System, mixed: Batch) -> None:
+    output = system(mixed)
+    assert (output.views["visual"][[1, 3, 4]] == 0).all()
+    assert (output.views["audio"][[2, 3]] == 0).all()
+    assert (output.scores[3] == 0).all()
+    norms = output.views["visual"][[0, 2]].norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones(2))
+
+
+@pytest.mark.parametrize("missing", [{"frames": 0}, {"segments": 0}, {"frames": 0, "segments": 0}])
+def test_a_whole_batch_without_a_modality_trains(system: System, missing: dict[str, int]) -> None:
+    batch = collate([sample(seed, **missing) for seed in range(2)])
+    system.train()
+    system.loss(system(batch), batch.targets).backward()
+    gradients = [parameter.grad for parameter in system.parameters() if parameter.grad is not None]
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+    assert all(torch.isfinite(value).all() for value in system.state_dict().values())
+
+
+def test_pooled_regions_stand_in_for_frames(system: System, mixed: Batch) -> None:
+    pooled = system.pool_regions(mixed.frames, mixed.rois)
+    blind = dataclasses.replace(mixed, frames=mixed.frames[:0])
+    assert not pooled.requires_grad
+    assert torch.equal(system(blind, pooled).scores, system(mixed).scores)
+    assert not system.frozen_regions
+    frozen = ModelConfig.from_preset("toy", backbone="efficientnet-lite0", image_size=SIDE)
+    assert build(frozen, CLASSES).frozen_regions
+
+
+def test_gradients_reach_every_parameter(system: System, mixed: Batch) -> None:
+    system.train()
+    system.loss(system(mixed), mixed.targets).backward()
+    silent = [n for n, p in system.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    # A constant over a bag's instances leaves their softmax as it is.
+    assert silent == [] or all(name.endswith("localise.bias") for name in silent)
+
+
+def test_scores_do_not_depend_on_the_other_clips(system: System) -> None:
+    samples = [sample(seed, frames=seed) for seed in range(4)]
+    together = system(collate(samples)).scores
+    alone = torch.cat([system(collate([one])).scores for one in samples])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_same_seed_same_step(mixed: Batch) -> None:
+    def step() -> Tensor:
+        torch.manual_seed(3)
+        system = build(ModelConfig.from_preset("toy", image_size=SIDE), CLASSES).train()
+        system.loss(system(mixed), mixed.targets).backward()
+        return torch.cat([p.grad.flatten() for p in system.parameters() if p.grad is not None])
+
+    assert torch.equal(step(), step())
+
+
+def test_a_few_steps_fit_a_few_clips() -> None:
+    torch.manual_seed(0)
+    system = build(ModelConfig.from_preset("toy", image_size=SIDE, dropout=0.0), CLASSES).train()
+    batch = collate([sample(seed) for seed in range(4)])
+    optimiser = torch.optim.Adam(system.parameters(), lr=3e-3)
+    for _ in range(60):
+        optimiser.zero_grad()
+        loss = system.loss(system(batch), batch.targets)
+        loss.backward()
+        optimiser.step()
+    assert ((system(batch).scores > 0) == batch.targets.bool()).all()
+
+
+def test_state_dict_round_trip(system: System, mixed: Batch) -> None:
+    other = build(system.config, CLASSES).eval()
+    other.load_state_dict(system.state_dict())
+    assert torch.equal(other(mixed).scores, system(mixed).scores)
+
+
+def test_sound_goes_from_waveform_to_scores(system: System) -> None:
+    waveform = torch.sin(torch.arange(16_000 * 3) * 0.2)
+    examples = system.front_end(waveform)
+    silent = sample(0, frames=0)
+    clip = dataclasses.replace(silent, audio=examples, segments=system.front_end.segments(len(examples)))
+    torch.testing.assert_close(system(collate([clip])).scores.norm(), torch.tensor(1.0))
+
+
+# Configuration
+
+
+def test_presets() -> None:
+    paper = PRESETS["paper"]
+    assert (paper.backbone, paper.audio_backbone, paper.proposals) == ("alexnet", "vggish", 10)
+    assert (paper.dropout, paper.l2_normalise, paper.train_conv) == (0.5, True, False)
+    assert ModelConfig.from_preset("toy") == PRESETS["toy"]
+
+
+def test_paper_system_is_complete() -> None:
+    """AlexNet to fc7, VGGish, its learned layer, and two heads of two linear layers."""
+    with torch.device("meta"):
+        system = build(PRESETS["paper"], 17)
+    heads = 2 * 17 * (4096 + 1) + 2 * 17 * (128 + 1)
+    expected = 61_100_840 - 4_097_000 + 72_141_184 + 128 * 129 + heads
+    assert sum(parameter.numel() for parameter in system.parameters()) == expected
+    learned = sum(parameter.numel() for parameter in system.parameters() if parameter.requires_grad)
+    assert learned == 9216 * 4096 + 4096 + 4096 * 4097 + 128 * 129 + heads
+
+
+def test_the_image_size_follows_the_backbone() -> None:
+    config = ModelConfig.from_preset("toy", backbone="efficientnet-lite0", dropout=None)
+    assert config.image_size % 32 == 0 and config.image_size > PRESETS["toy"].image_size
+    assert config.dropout == PRESETS["toy"].dropout
+    assert ModelConfig.from_preset("toy", backbone="alexnet", image_size=224).image_size == 224
+
+
+def test_config_survives_a_dict() -> None:
+    config = ModelConfig.from_preset("paper", proposals=3)
+    assert ModelConfig(**dataclasses.asdict(config)) == config
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"system": "best"},
+        {"backbone": "resnet"},
+        {"audio_backbone": "ear"},
+        {"image_size": 97},
+        {"image_size": 0},
+        {"proposals": 0},
+        {"dropout": 1.0},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_bad_values_are_named(change: dict[str, object]) -> None:
+    (field,) = change
+    with pytest.raises(ValueError, match=f"{field}: expected"):
+        ModelConfig.from_preset("toy", **change)
+
+
+def test_unknown_preset_and_no_classes() -> None:
+    with pytest.raises(ValueError, match="preset: expected one of toy, paper"):
+        ModelConfig.from_preset("large")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="classes: expected at least 1"):
+        build(PRESETS["toy"], 0)
+
+
+def test_normalisation_is_a_switch(mixed: Batch) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig.from_preset("toy", image_size=SIDE, l2_normalise=False)
+    output = build(config, CLASSES).eval()(mixed)
+    torch.testing.assert_close(output.scores, output.streams["visual"].phi + output.streams["audio"].phi)
+    assert not torch.allclose(F.normalize(output.scores, dim=1), output.scores)
