@@ -76,14 +76,16 @@ void roi_pool_forward(py::handle output, py::handle winner, py::handle input, py
       AVFAST_ON_CUDA(roi_pool_forward_cuda(output_view, winner_view, input_view, boxes_view, spatial_scale, stream)));
 }
 
-void roi_pool_backward(py::handle grad_input, py::handle grad_output, py::handle winner, py::handle boxes) {
+void roi_pool_backward(py::handle grad_input, py::handle grad_output, py::handle winner, py::handle boxes,
+                       double spatial_scale) {
   const TensorView grad_input_view = tensor_view(grad_input, "grad_input");
   const TensorView grad_output_view = tensor_view(grad_output, "grad_output");
   const TensorView winner_view = tensor_view(winner, "winner"), boxes_view = tensor_view(boxes, "boxes");
   launch(
       grad_input_view, grad_input,
-      [&] { roi_pool_backward_cpu(grad_input_view, grad_output_view, winner_view, boxes_view); },
-      AVFAST_ON_CUDA(roi_pool_backward_cuda(grad_input_view, grad_output_view, winner_view, boxes_view, stream)));
+      [&] { roi_pool_backward_cpu(grad_input_view, grad_output_view, winner_view, boxes_view, spatial_scale); },
+      AVFAST_ON_CUDA(
+          roi_pool_backward_cuda(grad_input_view, grad_output_view, winner_view, boxes_view, spatial_scale, stream)));
 }
 
 // Dense bags come with offsets None, which the launchers see as a view without elements.

@@ -107,12 +107,15 @@ class _RoIPool(torch.autograd.Function):
         ctx.save_for_backward(winner, boxes)
         ctx.input_size = input.shape
         ctx.channels_last = _is_channels_last(input)
+        ctx.scale = scale
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None, None]:
         winner, boxes = ctx.saved_tensors
-        grad = _RoIPoolGradient.apply(grad_output, winner, boxes, ctx.input_size, ctx.channels_last)
+        grad = _RoIPoolGradient.apply(
+            grad_output, winner, boxes, ctx.input_size, ctx.channels_last, ctx.scale
+        )
         return grad, None, None, None, None
 
 
@@ -121,18 +124,24 @@ class _RoIPoolGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, grad_output: Tensor, winner: Tensor, boxes: Tensor, size: Sequence[int], channels_last: bool
+        ctx: Any,
+        grad_output: Tensor,
+        winner: Tensor,
+        boxes: Tensor,
+        size: Sequence[int],
+        channels_last: bool,
+        scale: float,
     ) -> Tensor:
         ctx.save_for_backward(winner, boxes)
-        return _backward(grad_output, winner, boxes, list(size), channels_last)
+        return _backward(grad_output, winner, boxes, list(size), channels_last, scale)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         winner, boxes = ctx.saved_tensors
         empty = winner == torch.iinfo(winner.dtype).max
         cell = winner.to(torch.int64).masked_fill(empty, 0).flatten(2)
         at_winner = grad.flatten(2)[boxes[:, 0].long()].gather(2, cell).view(winner.shape)
-        return at_winner.masked_fill(empty, 0), None, None, None, None
+        return at_winner.masked_fill(empty, 0), None, None, None, None, None
 
 
 # --- the ops torch sees ---------------------------------------------------------------------------
@@ -187,7 +196,12 @@ def _forward_kernel(
 
 
 def _new_backward(
-    grad_output: Tensor, winner: Tensor, boxes: Tensor, input_size: Sequence[int], channels_last: bool
+    grad_output: Tensor,
+    winner: Tensor,
+    boxes: Tensor,
+    input_size: Sequence[int],
+    channels_last: bool,
+    spatial_scale: float,
 ) -> Tensor:
     return torch.empty(
         tuple(input_size),
@@ -198,11 +212,16 @@ def _new_backward(
 
 
 def _backward_kernel(
-    grad_output: Tensor, winner: Tensor, boxes: Tensor, input_size: Sequence[int], channels_last: bool
+    grad_output: Tensor,
+    winner: Tensor,
+    boxes: Tensor,
+    input_size: Sequence[int],
+    channels_last: bool,
+    spatial_scale: float,
 ) -> Tensor:
-    grad_input = _new_backward(grad_output, winner, boxes, input_size, channels_last)
+    grad_input = _new_backward(grad_output, winner, boxes, input_size, channels_last, spatial_scale)
     dense = grad_output.contiguous(memory_format=_format(channels_last))
-    native().roi_pool_backward(grad_input, dense, winner, boxes)
+    native().roi_pool_backward(grad_input, dense, winner, boxes, spatial_scale)
     return grad_input
 
 
@@ -214,7 +233,7 @@ _forward = register(
 )
 _backward = register(
     "roi_pool_backward(Tensor grad_output, Tensor winner, Tensor boxes, SymInt[] input_size, "
-    "bool channels_last) -> Tensor grad_input",
+    "bool channels_last, float spatial_scale) -> Tensor grad_input",
     _backward_kernel,
     _new_backward,
 )
