@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from avfast.data.files import atomic_write
 from avfast.errors import InputError
@@ -57,6 +58,21 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
             f"{path}: not a checkpoint of this version of avfast; name a run folder that it wrote"
         )
     return state
+
+
+def fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Put a checkpoint's weights into a model.
+
+    Raises:
+        InputError: They are of another architecture than the model; ``path`` tells where they come from.
+    """
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(
+            f"{path}: its weights do not fit the model that its configuration describes; "
+            "use the version of avfast that wrote it, or train again"
+        ) from error
 
 
 def random_states() -> dict[str, Any]:

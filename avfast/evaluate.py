@@ -1,0 +1,51 @@
+"""Report how well a trained run does on a split: metrics.json, scores.csv and a table.
+
+The model is the one that did best on validation, with the threshold chosen there. Commands to start from:
+
+    python -m avfast.evaluate runs/first
+    python -m avfast.evaluate runs/real --split val --out runs/real/val
+    python -m avfast.evaluate runs/real --data other-shards --out runs/real/other
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from avfast.cli import run
+from avfast.evaluation import table
+from avfast.runs import evaluate, load_best, open_split, pick_device
+
+
+@dataclass
+class Options:
+    run: tyro.conf.Positional[Path]
+    """Folder of a run: the --out of avfast.train."""
+    data: Path | None = None
+    """Folder that avfast.prepare wrote. Default: what the run was trained on."""
+    split: Literal["train", "val", "test"] = "test"
+    """Which clips."""
+    out: Path | None = None
+    """Folder for metrics.json and scores.csv. Default: the run's, whose files are replaced."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    workers: int = 0
+    """Processes that read clips; 0 reads in this process."""
+
+
+def main(options: Options) -> None:
+    """Evaluate one run."""
+    device, ops = pick_device(options.device)
+    trained = load_best(options.run, device)
+    dataset = open_split(options.data or trained.data, options.split, trained.model.config)
+    print(f"{ops}; {len(dataset)} clips")
+    out = options.out or options.run
+    out.mkdir(parents=True, exist_ok=True)
+    print(table(evaluate(trained, dataset, options.split, out, options.workers)))
+
+
+if __name__ == "__main__":
+    run(main, Options)

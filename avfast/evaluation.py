@@ -1,0 +1,295 @@
+"""From a trained model to what is said of it: scores, decisions, detected events and their metrics."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avfast import metrics
+from avfast.data import Batch
+from avfast.data.files import write_json, write_text
+from avfast.data.labels import Annotations
+from avfast.metrics import AnnotatedBox, BoolArray, Event, FloatArray, Regions
+from avfast.models import Output, System
+
+TINY = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The A scored audio segments of one clip."""
+
+    bounds: FloatArray
+    """[A, 2], start and end in seconds; neighbours may overlap."""
+    evidence: FloatArray
+    """[A, C], on the scale of the audio view: the mean over the segments is the clip's score in that view."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of the N clips of one split, on the CPU."""
+
+    clips: list[str]
+    """N names."""
+    loss: float
+    """The training loss, mean over clips."""
+    scores: FloatArray
+    """[N, C]."""
+    labels: BoolArray
+    """[N, C]."""
+    views: dict[str, FloatArray]
+    """Modality to [N, C], the scores that it gives alone."""
+    regions: dict[str, Regions]
+    """By clip; empty where the model scores no regions."""
+    segments: dict[str, Segments]
+    """By clip; empty where the model scores no audio segments."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """From which score on a (clip, class) pair is positive; chosen on clips that are not tested."""
+
+    scores: float
+    """For the model's scores."""
+    views: dict[str, float]
+    """For the scores of each modality alone."""
+
+
+@torch.no_grad()
+def predict(
+    model: System,
+    batches: Iterable[Batch],
+    device: torch.device,
+    regions_of: Callable[[Batch], Tensor | None] = lambda _: None,
+) -> Predictions:
+    """Run a model over a split.
+
+    Args:
+        model: The model; left in evaluation mode. batches: At least one batch, on any device. device: Where
+            the model is. regions_of: Pooled regions of a batch that need not be computed again
+            (``avfast.cache.CachedRegions``).
+
+    Returns:
+        The scores of all clips, in the order of the batches.
+    """
+    model.eval()
+    clips: list[str] = []
+    loss = 0.0
+    scores, labels = [], []
+    views: dict[str, list[FloatArray]] = {}
+    regions: dict[str, Regions] = {}
+    segments: dict[str, Segments] = {}
+    for batch in batches:
+        batch = batch.to(device)
+        output = model(batch, regions_of(batch))
+        loss += float(model.loss(output, batch.targets)) * batch.size
+        clips += batch.clips
+        scores.append(_array(output.scores))
+        labels.append(_array(batch.targets) > 0)
+        for modality, view in output.views.items():
+            views.setdefault(modality, []).append(_array(view))
+        if "visual" in output.streams:
+            regions.update(_regions(batch, output))
+        if "audio" in output.streams:
+            segments.update(_segments(batch, output))
+    joined = {modality: np.concatenate(parts) for modality, parts in views.items()}
+    mean_loss = metrics.ratio(loss, len(clips))
+    return Predictions(
+        clips, mean_loss, np.concatenate(scores), np.concatenate(labels), joined, regions, segments
+    )
+
+
+def choose_thresholds(predictions: Predictions) -> Thresholds:
+    """The thresholds that maximise micro-F1 on these clips (the validation split's)."""
+    return Thresholds(
+        metrics.best_threshold(predictions.scores, predictions.labels),
+        {
+            modality: metrics.best_threshold(scores, predictions.labels)
+            for modality, scores in predictions.views.items()
+        },
+    )
+
+
+def detect_events(predictions: Predictions, thresholds: Thresholds) -> dict[str, list[Event]]:
+    """Which classes are heard when, decided with what clip labels alone can teach.
+
+    The audio view scores a clip by the mean over its segments of their evidence ``A * D / ||phi||``. A
+    segment is active for a class if its own evidence reaches the threshold that the view's clip scores must
+    reach, and if the clip as a whole is predicted positive. So a clip that is positive by its sound always
+    has an active segment, and nothing is tuned on annotated intervals. Negative evidence speaks against a
+    class and never counts as active.
+
+    Args:
+        predictions: Of a model with an audio stream; without one nothing is detected.
+        thresholds: From the validation split.
+
+    Returns:
+        The events of every clip that has segments, by class and time.
+    """
+    events: dict[str, list[Event]] = {}
+    for clip, scores in zip(predictions.clips, predictions.scores, strict=True):
+        if clip not in predictions.segments:
+            continue
+        segments = predictions.segments[clip]
+        spans = _cells(segments.bounds)
+        least = max(thresholds.views["audio"], TINY)
+        active = (segments.evidence >= least) & (scores >= thresholds.scores)
+        events[clip] = [
+            Event(label, float(spans[first, 0]), float(spans[last, 1]))
+            for label in range(scores.shape[0])
+            for first, last in _runs(active[:, label])
+        ]
+    return events
+
+
+def summarise(
+    predictions: Predictions,
+    thresholds: Thresholds,
+    classes: Sequence[str],
+    annotations: Annotations | None,
+) -> dict[str, Any]:
+    """The figures of ``metrics.json``.
+
+    Args:
+        predictions: Of the split to report.
+        thresholds: From the validation split.
+        classes: C names.
+        annotations: Ground truth of places and times, for the modalities that have it.
+
+    Returns:
+        ``clips``, ``threshold``, ``micro``, ``macro``, ``map``, ``per_class``, ``views`` (micro figures of
+        each modality alone, with its own threshold) and, where there is ground truth, ``localization``.
+    """
+    result = {
+        "clips": len(predictions.clips),
+        "threshold": thresholds.scores,
+        **metrics.classification(predictions.scores, predictions.labels, thresholds.scores, classes),
+    }
+    places = _localization(predictions, thresholds, classes, annotations) if annotations is not None else {}
+    if places:
+        result["localization"] = places
+    result["views"] = {
+        modality: {
+            "threshold": thresholds.views[modality],
+            "micro": metrics.micro_f1(scores >= thresholds.views[modality], predictions.labels),
+        }
+        for modality, scores in predictions.views.items()
+    }
+    return result
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """The figures of a summary that matter most, a line each, for a person to read."""
+    micro = summary["micro"]
+    rows = [
+        ("clips", str(summary["clips"])),
+        (
+            "micro-F1",
+            f"{micro['f1']:.3f}  (precision {micro['precision']:.3f}, recall {micro['recall']:.3f})",
+        ),
+        ("macro-F1", f"{summary['macro']['f1']:.3f}"),
+        ("mAP", f"{summary['map']:.3f}"),
+    ]
+    rows += [(f"{m} alone, micro-F1", f"{view['micro']['f1']:.3f}") for m, view in summary["views"].items()]
+    places = summary.get("localization", {})
+    if "visual" in places:
+        visual = places["visual"]
+        rows.append(("region CorLoc", f"{visual['corloc']:.3f}  (pointing game {visual['pointing']:.3f})"))
+    if "audio" in places:
+        audio = places["audio"]
+        rows.append(
+            ("audio segment F1", f"{audio['segment_f1']:.3f}  (error rate {audio['segment_er']:.3f})")
+        )
+    width = max(len(name) for name, _ in rows)
+    return "\n".join([f"{summary['split']} split", *(f"  {name:<{width}}  {value}" for name, value in rows)])
+
+
+def write_results(
+    folder: Path, summary: Mapping[str, Any], predictions: Predictions, classes: Sequence[str]
+) -> None:
+    """Write ``metrics.json`` and ``scores.csv`` (clip, class, score, label; a row per clip and class)."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["clip", "class", "score", "label"])
+    for clip, scores, labels in zip(predictions.clips, predictions.scores, predictions.labels, strict=True):
+        for name, score, label in zip(classes, scores, labels, strict=True):
+            writer.writerow([clip, name, repr(float(score)), int(label)])
+    write_text(folder / "scores.csv", text.getvalue())
+    write_json(folder / "metrics.json", summary)
+
+
+def _array(tensor: Tensor) -> FloatArray:
+    return tensor.double().cpu().numpy()
+
+
+def _bags(offsets: Tensor) -> Iterator[slice]:
+    bounds = offsets.tolist()
+    return (slice(start, stop) for start, stop in pairwise(bounds))
+
+
+def _regions(batch: Batch, output: Output) -> dict[str, Regions]:
+    times, boxes = _array(batch.region_times), _array(batch.region_boxes)
+    scores = _array(output.streams["visual"].instances)
+    bags = zip(batch.clips, _bags(batch.region_offsets), strict=True)
+    return {clip: Regions(times[bag], boxes[bag], scores[bag]) for clip, bag in bags}
+
+
+def _segments(batch: Batch, output: Output) -> dict[str, Segments]:
+    bounds, evidence = _array(batch.segments), _array(output.evidence("audio"))
+    bags = zip(batch.clips, _bags(batch.segment_offsets), strict=True)
+    return {clip: Segments(bounds[bag], evidence[bag]) for clip, bag in bags}
+
+
+def _cells(bounds: FloatArray) -> FloatArray:
+    """The part of each segment nearest to its own centre: overlapping windows [A, 2] as tiles."""
+    if not len(bounds):
+        return bounds
+    centres = bounds.mean(axis=1)
+    between = (centres[1:] + centres[:-1]) / 2
+    start = np.maximum(bounds[:, 0], np.concatenate([[-np.inf], between]))
+    end = np.minimum(bounds[:, 1], np.concatenate([between, [np.inf]]))
+    return np.stack([start, end], axis=1)
+
+
+def _runs(active: BoolArray) -> Iterator[tuple[int, int]]:
+    """First and last index of every run of True."""
+    edges = np.diff(np.concatenate([[False], active, [False]]).astype(np.int8))
+    return zip(np.flatnonzero(edges > 0).tolist(), (np.flatnonzero(edges < 0) - 1).tolist(), strict=True)
+
+
+def _localization(
+    predictions: Predictions, thresholds: Thresholds, classes: Sequence[str], annotations: Annotations
+) -> dict[str, dict[str, float]]:
+    index = {name: c for c, name in enumerate(classes)}
+    result = {}
+    if annotations.visual and "visual" in predictions.views:
+        boxes: dict[str, list[AnnotatedBox]] = {}
+        for row in annotations.visual:
+            if row.label in index and row.box is not None:
+                box = AnnotatedBox(index[row.label], row.start, row.end, row.box)
+                boxes.setdefault(row.clip, []).append(box)
+        result["visual"] = metrics.region_localization(predictions.regions, boxes)
+    if annotations.audio and "audio" in predictions.views:
+        reference: dict[str, list[Event]] = {clip: [] for clip in _annotated(predictions, annotations)}
+        for row in annotations.audio:
+            if row.label in index:
+                reference[row.clip].append(Event(index[row.label], row.start, row.end))
+        detected = detect_events(predictions, thresholds)
+        result["audio"] = metrics.audio_localization(detected, reference, len(classes))
+    return result
+
+
+def _annotated(predictions: Predictions, annotations: Annotations) -> list[str]:
+    """Clips whose silence means something: those with annotations, and those where nothing happens at all."""
+    described = {row.clip for row in annotations.rows}
+    pairs = zip(predictions.clips, predictions.labels, strict=True)
+    return [clip for clip, labels in pairs if clip in described or not labels.any()]

@@ -1,0 +1,230 @@
+"""The folder of a run: its log, its trained model, and the data and device that a program uses with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+import avfast
+from avfast import checkpoint
+from avfast.data import Batch, Sample, collate, synthetic
+from avfast.data.files import write_text
+from avfast.data.shards import ShardDataset
+from avfast.errors import InputError
+from avfast.evaluation import Thresholds, predict, summarise, write_results
+from avfast.models import SYSTEMS, ModelConfig, System, build
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+LAST, BEST, LOG = "last.pt", "best.pt", "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model as training left it."""
+
+    model: System
+    classes: list[str]
+    thresholds: Thresholds
+    config: dict[str, Any]
+    """How it was trained: ``data``, ``model``, ``recipe``, ``seed`` and more, as in ``config.json``."""
+
+    @property
+    def data(self) -> Path | None:
+        """The folder of shards that it was trained on; None for the embedded default."""
+        return Path(self.config["data"]) if self.config["data"] is not None else None
+
+
+def load_best(folder: Path, device: torch.device) -> Trained:
+    """Read the checkpoint that did best on validation.
+
+    Args:
+        folder: Of a run.
+        device: Where the model goes.
+
+    Returns:
+        The model, in evaluation mode, and what is needed to use it.
+
+    Raises:
+        InputError: The folder holds no run, or its checkpoint is damaged.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such run; give the folder that avfast.train wrote (its --out)")
+    state = checkpoint.load(folder / BEST, device)
+    model = build(ModelConfig(**state["config"]["model"]), len(state["classes"])).to(device)
+    checkpoint.fill(model, state["model"], folder / BEST)
+    thresholds = Thresholds(state["threshold"], state["view_thresholds"])
+    return Trained(model.eval(), state["classes"], thresholds, state["config"])
+
+
+def open_split(data: Path | None, split: str, config: ModelConfig) -> ShardDataset:
+    """The clips of one split as a system takes them.
+
+    Args:
+        data: Folder that ``avfast.prepare`` wrote; None for the embedded default, which is made on first use.
+        split: ``train``, ``val`` or ``test``.
+        config: Decides image size, regions per frame and audio front end.
+
+    Raises:
+        InputError: The folder holds no shards, or the split no clip.
+    """
+    root = data if data is not None else synthetic.dataset()
+    front_end = SYSTEMS[config.system].front_end
+    return ShardDataset(root, split, config.image_size, config.proposals, front_end)
+
+
+def evaluate(
+    trained: Trained, dataset: ShardDataset, split: str, folder: Path, workers: int = 0
+) -> dict[str, Any]:
+    """Score a split, and write ``metrics.json`` and ``scores.csv``.
+
+    Args:
+        trained: The model, on its device.
+        dataset: The clips; must have the model's classes.
+        split: What the figures call them.
+        folder: Where the two files go; must exist.
+        workers: Processes that read clips.
+
+    Returns:
+        What ``metrics.json`` holds.
+
+    Raises:
+        InputError: The classes differ.
+    """
+    if list(dataset.classes) != trained.classes:
+        raise InputError(
+            f"{dataset.root}: has the classes {', '.join(dataset.classes)}, but the run was trained on "
+            f"{', '.join(trained.classes)}; give the data it was trained on, or data with these classes"
+        )
+    device = next(trained.model.parameters()).device
+    loader = load_batches(dataset, range(len(dataset)), trained.config["recipe"]["batch_size"], workers)
+    progress = tqdm(loader, desc=split, unit="batch", disable=None)
+    predictions = predict(trained.model, progress, device)
+    summary = {
+        "split": split,
+        "system": trained.config["model"]["system"],
+        "seed": trained.config["seed"],
+        **summarise(predictions, trained.thresholds, trained.classes, dataset.annotations()),
+    }
+    write_results(folder, summary, predictions, trained.classes)
+    return summary
+
+
+def load_batches(
+    dataset: Dataset[Sample], order: Sequence[int], batch_size: int, workers: int, skip: int = 0
+) -> Iterable[Batch]:
+    """Batches of clips in a given order; the last may be smaller.
+
+    Args:
+        dataset: The clips.
+        order: Positions in the dataset.
+        batch_size: Clips in a batch.
+        workers: Processes that read clips; 0 reads in this process.
+        skip: How many batches to leave out at the beginning, without reading them.
+    """
+    batches = [list(order[first : first + batch_size]) for first in range(0, len(order), batch_size)]
+    return DataLoader(
+        dataset,
+        batch_sampler=batches[skip:],
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # its own, as starting a loader draws from the global one
+    )
+
+
+def pick_device(name: str) -> tuple[torch.device, str]:
+    """The device of an option, and a line that says which implementation of the ops runs there, and why.
+
+    Args:
+        name: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        InputError: There is no such device, or the native module has no kernels for it.
+    """
+    build = avfast.build_info()
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() and build["cuda"] else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {name}: not available here ({reason}); use auto or cpu") from error
+    if device.type == "cuda":
+        if not build["cuda"]:
+            raise InputError(
+                f"--device {name}: avfast was built without CUDA; build with AVFAST_CUDA=ON, or use cpu"
+            )
+        return device, f"native CUDA {build['cuda']} kernels on {torch.cuda.get_device_name(device)}"
+    if device.type != "cpu":
+        raise InputError(f"--device {name}: the ops run on cpu and cuda only")
+    if not build["cuda"]:
+        reason = "a build without CUDA"
+    elif not torch.cuda.is_available():
+        reason = "no CUDA device"
+    else:
+        reason = "as --device asks"
+    return device, f"native CPU kernels, {torch.get_num_threads()} threads ({reason})"
+
+
+class RunLog:
+    """``metrics.jsonl``, a line per event, each with the step after which it was written."""
+
+    def __init__(self, folder: Path, step: int, tensorboard: bool = False) -> None:
+        """Open the log to go on after ``step``; later lines, of a run that was killed, are dropped.
+
+        Args:
+            folder: Of the run; must exist.
+            step: The last step that counts.
+            tensorboard: Also write events for TensorBoard into the folder ``tensorboard``.
+
+        Raises:
+            InputError: TensorBoard is asked for and not installed.
+        """
+        self.path = folder / LOG
+        write_text(
+            self.path, "".join(json.dumps(line) + "\n" for line in self.lines() if line["step"] <= step)
+        )
+        self.board = _summary_writer(folder / "tensorboard", step + 1) if tensorboard else None
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What the file holds; a last line that a kill cut short is left out."""
+        if not self.path.is_file():
+            return []
+        return [
+            json.loads(text) for text in self.path.read_text().splitlines(keepends=True) if text[-1] == "\n"
+        ]
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append one line, which must have ``step``."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if self.board is not None:
+            for name, value in _scalars(line):
+                self.board.add_scalar(name, value, line["step"])
+            self.board.flush()
+
+
+def _scalars(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in line.items():
+        if isinstance(value, Mapping):
+            yield from _scalars(value, f"{prefix}{name}/")
+        elif name != "step":
+            yield prefix + name, value
+
+
+def _summary_writer(folder: Path, first_step: int) -> SummaryWriter:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise InputError("--tensorboard: not installed; pip install 'avfast[tensorboard]'") from error
+    return SummaryWriter(str(folder), purge_step=first_step)

@@ -1,0 +1,216 @@
+"""Evaluation: the program repeats training's figures, and events follow from clip-level decisions."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_shards
+import torch
+
+from avfast import checkpoint, evaluate, evaluation, train
+from avfast.data.labels import Annotation, Annotations
+from avfast.errors import InputError
+from avfast.evaluation import Predictions, Segments, Thresholds
+from avfast.metrics import Event, Regions
+from avfast.runs import load_batches, load_best, open_split
+
+CLASSES = ["bell", "horn"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny tensors gain nothing from more, and lose much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_shards.make(tmp_path_factory.mktemp("tiny") / "shards")
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    train.main(train.Options(data=data, out=out, epochs=2, batch_size=8, device="cpu"))
+    return out
+
+
+# --- the program ------------------------------------------------------------------------------------
+
+
+def test_evaluation_repeats_what_training_reported(finished: Path, tmp_path: Path) -> None:
+    evaluate.main(evaluate.Options(finished, out=tmp_path, device="cpu"))
+    for name in ("metrics.json", "scores.csv"):
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_another_split_and_other_data(finished: Path, data: Path, tmp_path: Path) -> None:
+    evaluate.main(evaluate.Options(finished, split="val", out=tmp_path / "val", device="cpu"))
+    summary = json.loads((tmp_path / "val" / "metrics.json").read_text())
+    assert (summary["split"], summary["clips"]) == ("val", tiny_shards.COUNTS["val"])
+    other = tiny_shards.make(tmp_path / "other", seed=5)
+    (other / "annotations.csv").unlink()
+    evaluate.main(evaluate.Options(finished, data=other, out=tmp_path / "out", device="cpu"))
+    assert "localization" not in json.loads((tmp_path / "out" / "metrics.json").read_text())
+
+
+def test_other_classes_are_refused(finished: Path, tmp_path: Path) -> None:
+    other = tiny_shards.make(tmp_path / "other", classes=("cat", "dog", "owl"))
+    with pytest.raises(InputError, match="has the classes cat, dog, owl, but the run was trained on blue"):
+        evaluate.main(evaluate.Options(finished, data=other, device="cpu"))
+
+
+def test_weights_of_another_architecture_are_refused(finished: Path, tmp_path: Path) -> None:
+    state = checkpoint.load(finished / "best.pt")
+    state["model"].popitem()
+    checkpoint.save(tmp_path / "best.pt", state)
+    with pytest.raises(InputError, match=r"best\.pt: its weights do not fit"):
+        evaluate.main(evaluate.Options(tmp_path, device="cpu"))
+
+
+def test_the_command_line(finished: Path, tmp_path: Path) -> None:
+    program = [sys.executable, "-m", "avfast.evaluate"]
+    shown = subprocess.run([*program, str(finished), "--device", "cpu"], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert "micro-F1" in shown.stdout
+    (tmp_path / "best.pt").write_bytes(b"")
+    for arguments in (
+        [str(tmp_path / "absent")],
+        [str(tmp_path)],
+        [str(finished), "--data", str(tmp_path)],
+        [],
+    ):
+        result = subprocess.run([*program, *arguments], capture_output=True, text=True)
+        assert result.returncode == 2
+        assert result.stderr.startswith("avfast.evaluate: error: ")
+        assert result.stderr.count("\n") == 1
+    shown = subprocess.run([*program, "--help"], capture_output=True, text=True)
+    assert shown.returncode == 0
+    assert "python -m avfast.evaluate runs/first" in shown.stdout
+
+
+# --- predictions ------------------------------------------------------------------------------------
+
+
+def test_predictions_do_not_depend_on_the_batches(finished: Path, data: Path) -> None:
+    device = torch.device("cpu")
+    trained = load_best(finished, device)
+    dataset = open_split(data, "test", trained.model.config)
+    one, all_ = (
+        evaluation.predict(trained.model, load_batches(dataset, range(len(dataset)), size, 0), device)
+        for size in (1, 100)
+    )
+    assert one.clips == all_.clips == dataset.clips
+    assert one.scores == pytest.approx(all_.scores, abs=1e-5)
+    assert one.loss == pytest.approx(all_.loss, abs=1e-5)
+    clip = dataset[0]
+    assert one.regions[clip.clip].boxes == pytest.approx(all_.regions[clip.clip].boxes)
+    assert one.regions[clip.clip].boxes[0] == pytest.approx(clip.boxes[0].numpy())  # source and frame agree
+    # The mean evidence of a clip's segments is its score in the audio view.
+    means = [one.segments[name].evidence.mean(axis=0) for name in one.clips if len(one.segments[name].bounds)]
+    views = [v for n, v in zip(one.clips, one.views["audio"], strict=True) if len(one.segments[n].bounds)]
+    assert np.array(means) == pytest.approx(np.array(views), abs=1e-5)
+    assert sum(one.views.values()) == pytest.approx(one.scores, abs=1e-5)
+
+
+def test_a_clip_without_a_modality_is_scored_by_the_other(finished: Path, data: Path) -> None:
+    device = torch.device("cpu")
+    trained = load_best(finished, device)
+    dataset = open_split(data, "test", trained.model.config)
+    found = evaluation.predict(trained.model, load_batches(dataset, range(3), 3, 0), device)
+    assert len(found.regions[found.clips[1]].times) == 0
+    assert not found.views["visual"][1].any()
+    assert len(found.segments[found.clips[2]].bounds) == 0
+    assert not found.views["audio"][2].any()
+    assert np.isfinite(found.scores).all()
+
+
+# --- events -----------------------------------------------------------------------------------------
+
+
+def predictions(evidence: np.ndarray, scores: tuple[float, float] = (1.0, 1.0)) -> Predictions:
+    """One clip with windows of 0.96 s every 0.48 s."""
+    start = 0.48 * np.arange(len(evidence))
+    return Predictions(
+        clips=["a"],
+        loss=0.0,
+        scores=np.array([scores]),
+        labels=np.array([[True, False]]),
+        views={"audio": evidence.mean(axis=0)[None]},
+        regions={},
+        segments={"a": Segments(np.stack([start, start + 0.96], axis=1), evidence)},
+    )
+
+
+def test_events_are_runs_of_segments_over_the_views_threshold() -> None:
+    evidence = np.array([[0.9, 0.0], [0.1, 0.0], [0.5, 0.0], [0.7, 0.0], [0.1, 0.9]])
+    events = evaluation.detect_events(predictions(evidence), Thresholds(0.5, {"audio": 0.5}))
+    # Windows overlap by half: each is active for the part that is nearest to its own centre.
+    expected = [Event(0, 0.0, 0.72), Event(0, 1.2, 2.16), Event(1, 2.16, 2.88)]
+    assert [(e.label, pytest.approx(e.start), pytest.approx(e.end)) for e in events["a"]] == [
+        (e.label, e.start, e.end) for e in expected
+    ]
+
+
+def test_events_need_a_positive_clip_and_positive_evidence() -> None:
+    evidence = np.array([[0.9, 0.9], [-0.2, 0.9]])
+    heard = evaluation.detect_events(predictions(evidence, (0.4, 0.6)), Thresholds(0.5, {"audio": -1.0}))
+    assert [e.label for e in heard["a"]] == [1]
+    heard = evaluation.detect_events(predictions(evidence), Thresholds(0.5, {"audio": -1.0}))
+    assert [(e.label, e.end) for e in heard["a"]] == [(0, pytest.approx(0.72)), (1, pytest.approx(1.44))]
+
+
+def test_a_clip_without_sound_has_no_events() -> None:
+    silent = predictions(np.zeros((1, 2)))
+    silent.segments["a"] = Segments(np.zeros((0, 2)), np.zeros((0, 2)))
+    assert evaluation.detect_events(silent, Thresholds(0.5, {"audio": 0.5})) == {"a": []}
+
+
+# --- figures ----------------------------------------------------------------------------------------
+
+
+def test_localization_only_where_there_is_ground_truth() -> None:
+    found = predictions(np.array([[0.9, 0.0], [0.9, 0.0]]))
+    found.regions["a"] = Regions(np.array([1.0]), np.array([[0.0, 0.0, 10.0, 10.0]]), np.array([[0.5, 0.5]]))
+    found.views["visual"] = np.array([[1.0, 1.0]])
+    thresholds = Thresholds(0.5, {"audio": 0.5, "visual": 0.5})
+    sound = Annotation("a", "audio", "bell", 0.0, 2.0, None)
+    sight = Annotation("a", "visual", "horn", 1.0, 1.0, (0.0, 0.0, 10.0, 8.0))
+    stranger = Annotation("a", "audio", "never heard of", 0.0, 1.0, None)
+
+    def places(*rows: Annotation) -> object:
+        annotations = Annotations(rows) if rows else None
+        return evaluation.summarise(found, thresholds, CLASSES, annotations).get("localization")
+
+    assert places() is None
+    assert places(sight) == {"visual": {"corloc": 1.0, "pointing": 1.0}}
+    assert places(sound, stranger) == {"audio": {"segment_f1": 1.0, "segment_er": 0.0}}
+    assert set(places(sound, sight)) == {"audio", "visual"}
+
+
+def test_a_clip_without_labels_counts_as_silent_and_an_undescribed_one_does_not() -> None:
+    pair = Predictions(
+        clips=["empty", "undescribed", "described"],
+        loss=0.0,
+        scores=np.ones((3, 2)),
+        labels=np.array([[False, False], [True, False], [True, False]]),
+        views={"audio": np.ones((3, 2))},
+        regions={},
+        segments={
+            name: Segments(np.array([[0.0, 1.0]]), np.array([[1.0, 0.0]]))
+            for name in ("empty", "undescribed", "described")
+        },
+    )
+    truth = Annotations((Annotation("described", "audio", "bell", 0.0, 1.0, None),))
+    summary = evaluation.summarise(pair, Thresholds(0.5, {"audio": 0.5}), CLASSES, truth)
+    # One hit, and one insertion in the empty clip.
+    assert summary["localization"]["audio"] == pytest.approx({"segment_f1": 2 / 3, "segment_er": 1.0})

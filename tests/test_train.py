@@ -1,0 +1,283 @@
+"""Training: the files of a run, exact resume after a kill, determinism, and what the command line refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_shards
+import torch
+
+from avfast import checkpoint, metrics, train
+from avfast.errors import InputError
+
+EPOCHS, BATCH = 2, 5
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+STEPS = EPOCHS * math.ceil(tiny_shards.COUNTS["train"] / BATCH)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny tensors gain nothing from more, and lose much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_shards.make(tmp_path_factory.mktemp("tiny") / "shards")
+
+
+def options(data: Path, out: Path, **changes: object) -> train.Options:
+    settings = {"epochs": EPOCHS, "batch_size": BATCH, "device": "cpu", "log_every": 1, "save_every": 2}
+    return train.Options(data=data, out=out, **{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    train.main(options(data, out))
+    return out
+
+
+def command(data: Path, out: Path, *more: str) -> list[str]:
+    """The command line of the same run."""
+    numbers = ["--epochs", str(EPOCHS), "--batch-size", str(BATCH), "--log-every", "1", "--save-every", "2"]
+    program = [sys.executable, "-m", "avfast.train", "--data", str(data), "--out", str(out)]
+    return [*program, "--device", "cpu", *numbers, *more]
+
+
+def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+
+
+def weights(run: Path, name: str = "last.pt") -> dict[str, torch.Tensor]:
+    return checkpoint.load(run / name)["model"]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def log(run: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+# --- a run ------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_the_files_of_the_contract(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    expected = {
+        "config.json",
+        "metrics.jsonl",
+        "metrics.json",
+        "last.pt",
+        "best.pt",
+        "scores.csv",
+        "curves.png",
+    }
+    assert names == expected
+    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+    config = json.loads((finished / "config.json").read_text())
+    assert (config["seed"], config["recipe"]["epochs"], config["model"]["system"]) == (
+        0,
+        EPOCHS,
+        "av-two-stream",
+    )
+
+
+def test_the_log_has_a_line_per_step_and_per_epoch(finished: Path) -> None:
+    lines = log(finished)
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
+    assert [line["epoch"] for line in lines if "val" in line] == list(range(EPOCHS))
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < losses[0]
+
+
+def test_metrics_and_scores_agree(finished: Path) -> None:
+    summary = json.loads((finished / "metrics.json").read_text())
+    assert (summary["split"], summary["clips"], summary["seed"]) == ("test", tiny_shards.COUNTS["test"], 0)
+    assert summary["system"] == "av-two-stream"
+    with (finished / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    shape = (tiny_shards.COUNTS["test"], len(tiny_shards.CLASSES))
+    scores = np.array([float(row["score"]) for row in rows]).reshape(shape)
+    labels = np.array([row["label"] == "1" for row in rows]).reshape(shape)
+    figures = metrics.classification(scores, labels, summary["threshold"], tiny_shards.CLASSES)
+    assert {key: summary[key] for key in figures} == figures
+    assert set(summary["views"]) == {"audio", "visual"}
+    assert set(summary["localization"]["visual"]) == {"corloc", "pointing"}
+    assert set(summary["localization"]["audio"]) == {"segment_f1", "segment_er"}
+
+
+def test_the_best_checkpoint_is_the_best_epoch_on_validation(finished: Path) -> None:
+    best = checkpoint.load(finished / "best.pt")
+    epochs = [line["val"] for line in log(finished) if "val" in line]
+    assert (best["val"]["micro_f1"], best["val"]["map"]) == max((e["micro_f1"], e["map"]) for e in epochs)
+    assert best["threshold"] == best["val"]["threshold"]
+    assert json.loads((finished / "metrics.json").read_text())["threshold"] == best["threshold"]
+    assert best["classes"] == list(tiny_shards.CLASSES)
+
+
+# --- determinism and resume -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_seed_decides_the_weights(data: Path, finished: Path, tmp_path: Path, workers: int) -> None:
+    train.main(options(data, tmp_path / "again", workers=workers))
+    assert same(weights(finished), weights(tmp_path / "again"))
+    train.main(options(data, tmp_path / "other", seed=1, epochs=1))
+    assert not same(weights(finished), weights(tmp_path / "other"))
+
+
+def test_killed_and_resumed_is_as_if_never_killed(data: Path, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    kill_after(command(data, out), out, step=STEPS // 3)  # inside an epoch
+    kill_after(command(data, out, "--resume"), out, step=STEPS // 2)
+    assert checkpoint.load(out / "last.pt")["progress"]["step"] < STEPS
+    result = run(command(data, out, "--resume"))
+    assert result.returncode == 0, result.stderr
+    assert same(weights(finished), weights(out))
+    assert same(weights(finished, "best.pt"), weights(out, "best.pt"))
+    assert log(finished) == log(out)
+    assert (finished / "metrics.json").read_bytes() == (out / "metrics.json").read_bytes()
+
+
+def kill_after(arguments: list[str], out: Path, step: int) -> None:
+    """Start a run and kill it, as the system would, once it has logged a step."""
+    process = subprocess.Popen(
+        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+    deadline = time.monotonic() + 120
+    while not any(line.get("step", 0) >= step for line in readable_log(out)):
+        assert process.poll() is None, f"ended before it could be killed: {process.communicate()[1]}"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def readable_log(out: Path) -> list[dict[str, object]]:
+    try:
+        return log(out)
+    except (OSError, ValueError):  # not there yet, or being written
+        return []
+
+
+def test_resuming_a_finished_run_changes_nothing(data: Path, finished: Path) -> None:
+    before = (
+        weights(finished),
+        (finished / "metrics.jsonl").read_bytes(),
+        (finished / "scores.csv").read_bytes(),
+    )
+    train.main(options(data, finished, resume=True))
+    assert same(before[0], weights(finished))
+    assert before[1:] == ((finished / "metrics.jsonl").read_bytes(), (finished / "scores.csv").read_bytes())
+
+
+# --- refusals ---------------------------------------------------------------------------------------
+
+
+def refused(data: Path, out: Path, message: str, **changes: object) -> None:
+    with pytest.raises(InputError, match=message):
+        train.main(options(data, out, **changes))
+
+
+def test_resume_needs_a_checkpoint(data: Path, tmp_path: Path) -> None:
+    refused(data, tmp_path, "nothing to resume", resume=True)
+    (tmp_path / "last.pt").write_bytes(b"damaged")
+    refused(data, tmp_path, r"last\.pt: damaged", resume=True)
+
+
+def test_resume_refuses_other_options_and_names_them(data: Path, finished: Path, tmp_path: Path) -> None:
+    refused(data, finished, r"\(lr, seed differ\)", resume=True, lr=0.5, seed=3)
+    refused(data, finished, "image_size", resume=True, image_size=64)
+    other = tiny_shards.make(tmp_path / "other", classes=("cat", "dog", "owl"))
+    refused(other, finished, "classes", resume=True)
+
+
+def test_a_run_is_never_overwritten(data: Path, finished: Path, tmp_path: Path) -> None:
+    before = {path.name: path.read_bytes() for path in finished.iterdir()}
+    refused(data, finished, "not empty; go on with --resume")
+    assert before == {path.name: path.read_bytes() for path in finished.iterdir()}
+    (tmp_path / "notes.txt").write_text("mine")
+    refused(data, tmp_path, "not empty")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "--epochs: expected a number above 0"),
+        ({"lr": float("nan")}, "--lr: expected a number above 0"),
+        ({"batch_size": -1}, "--batch-size: expected a number above 0"),
+        ({"device": "cuda:99"}, "--device cuda:99"),
+        ({"device": "tpu"}, "--device tpu"),
+        ({"system": "nonsense"}, "--system: expected one of av-two-stream"),
+        ({"image_size": 97}, "--image-size: expected a positive multiple"),
+        ({"visual_weights": Path("absent.pth")}, "absent.pth"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_written(
+    data: Path, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    refused(data, tmp_path / "out", message, **changes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_diverging_run_says_what_to_do(data: Path, tmp_path: Path) -> None:
+    refused(data, tmp_path / "out", r"the loss is \w+ at step \d+ .*lower --lr", lr=1e20)
+
+
+# --- the program ------------------------------------------------------------------------------------
+
+
+def test_the_command_line(data: Path, finished: Path, tmp_path: Path) -> None:
+    shown = run([sys.executable, "-m", "avfast.train", "--help"])
+    assert shown.returncode == 0
+    assert "python -m avfast.train --out runs/first" in shown.stdout
+    for arguments in (
+        command(tmp_path / "absent", tmp_path / "out"),
+        command(data, finished),
+        command(data, tmp_path / "out", "--no-such-option"),
+    ):
+        result = run(arguments)
+        assert result.returncode == 2
+        assert result.stderr.startswith("avfast.train: error: ")
+        assert result.stderr.count("\n") == 1
+
+
+def test_the_start_line_says_what_runs(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train.main(options(data, tmp_path / "out", epochs=1))
+    shown = capsys.readouterr().out
+    assert "native CPU kernels" in shown
+    assert "24 train, 9 val, 9 test clips, 3 classes" in shown
+    assert shown.index("test split") < shown.rindex("micro-F1 ") < shown.index("region CorLoc")
+
+
+# --- parts ------------------------------------------------------------------------------------------
+
+
+def test_the_cosine_schedule_falls_from_the_rate_to_zero() -> None:
+    rates = [train.cosine(1.0, step, 10) for step in range(11)]
+    assert rates[0] == 1.0
+    assert rates[5] == pytest.approx(0.5)
+    assert rates[10] == pytest.approx(0.0)
+    assert rates == sorted(rates, reverse=True)
