@@ -17,7 +17,7 @@ given again.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -53,6 +53,8 @@ class Options:
     """Boxes to keep of each frame, at most; training uses the best of them."""
     min_box_area: float = EdgeBoxesParameters.min_box_area
     """Smallest box that EdgeBoxes proposes, in pixels; lower it for small pictures."""
+    nms_iou: float = EdgeBoxesParameters.beta
+    """IoU above which the lesser of two proposals is dropped; lower it for few, different boxes."""
     edge_model: Path | None = None
     """Model file of OpenCV's structured edge forest; without it, edges are image gradients."""
 
@@ -69,18 +71,20 @@ def main(options: Options) -> None:
 
 
 def _settings(options: Options) -> Settings:
-    for name in ("workers", "fps", "long_side", "proposals", "min_box_area"):
+    for name in ("workers", "fps", "long_side", "proposals", "min_box_area", "nms_iou"):
         if not getattr(options, name) > 0:
             raise InputError(
                 f"--{name.replace('_', '-')}: expected more than 0, got {getattr(options, name)}"
             )
+    if options.nms_iou > 1:
+        raise InputError(f"--nms-iou: expected at most 1, got {options.nms_iou}")
     if options.edge_model is not None and not options.edge_model.is_file():
         raise InputError(f"{options.edge_model}: no such file; --edge-model takes OpenCV's structured forest")
     return Settings(
         fps=options.fps,
         long_side=options.long_side,
         proposals=options.proposals,
-        edge_boxes=replace(EdgeBoxesParameters(), min_box_area=options.min_box_area),
+        edge_boxes=EdgeBoxesParameters(beta=options.nms_iou, min_box_area=options.min_box_area),
         edge_model=options.edge_model,
     )
 
