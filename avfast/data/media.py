@@ -25,6 +25,10 @@ VIDEO_SUFFIXES = frozenset(
 SOUND_SUFFIXES = frozenset({".wav", ".flac", ".ogg"})
 """Files without picture, which soundfile reads."""
 
+_CONTAINERS = "mov,mp4,matroska,webm,avi,flv,mpeg,mpegts,ogg,asf,wav,flac,mp3,aac,aiff,h264,hevc"
+# Playlists are left out: they open other files.
+_OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _CONTAINERS}
+
 MAX_PIXELS = 100_000_000
 """A stream that declares larger frames is not decoded: such sizes come from damaged files."""
 
@@ -99,6 +103,7 @@ def read_sound(path: Path) -> NDArray[np.float32]:
 
 
 def _read_sound_file(path: Path) -> NDArray[np.float32]:
+    _require_content(path)
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
@@ -133,17 +138,19 @@ def _finite(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.nan_to_num(waveform.astype(np.float32, copy=False), nan=0.0, posinf=0.0, neginf=0.0)
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[Any]:
+def _require_content(path: Path) -> None:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty")
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    _require_content(path)
     try:
-        # An absolute path is never taken for a URL, and a playlist may not reach for the network.
-        container = av.open(
-            str(path.absolute()), options={"protocol_whitelist": "file"}, metadata_errors="ignore"
-        )
+        # An absolute path is never taken for a URL.
+        container = av.open(str(path.absolute()), options=_OPEN_OPTIONS, metadata_errors="ignore")
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as video or sound: {_reason(error)}") from error
     with container:
