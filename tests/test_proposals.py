@@ -1,0 +1,113 @@
+"""Edge maps and object proposals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from avfast.data.proposals import EdgeBoxesParameters, gradient_edges, propose
+from avfast.errors import InputError
+
+PARAMETERS = EdgeBoxesParameters()
+
+
+def scene(box: tuple[int, int, int, int], size: tuple[int, int] = (160, 120)) -> np.ndarray:
+    """A dark rectangle on a bright ground."""
+    image = np.full((size[1], size[0], 3), 200, np.uint8)
+    x1, y1, x2, y2 = box
+    image[y1:y2, x1:x2] = (40, 80, 20)
+    return image
+
+
+def iou(box: np.ndarray, other: tuple[float, ...]) -> float:
+    left, top = np.maximum(box[:2], other[:2])
+    right, bottom = np.minimum(box[2:], other[2:])
+    shared = max(0, right - left) * max(0, bottom - top)
+    area = (box[2] - box[0]) * (box[3] - box[1]) + (other[2] - other[0]) * (other[3] - other[1])
+    return shared / (area - shared)
+
+
+def test_finds_the_object() -> None:
+    truth = (40, 30, 100, 80)
+    found = propose(scene(truth), 10, PARAMETERS)
+    assert found.boxes.dtype == found.scores.dtype == np.float32
+    assert iou(found.boxes[0], truth) > 0.8
+    assert (np.diff(found.scores) <= 0).all()
+    assert 1 <= len(found.boxes) == len(found.scores) <= 10
+
+
+def test_boxes_lie_in_the_picture() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (90, 130, 3), np.uint8)
+    boxes = propose(cv2.GaussianBlur(image, (0, 0), 3), 50, PARAMETERS).boxes
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, 2] <= 130).all()
+    assert (boxes[:, 3] <= 90).all()
+    assert (boxes[:, 2:] > boxes[:, :2]).all()
+
+
+def test_fewer_boxes_are_the_best_ones() -> None:
+    image = scene((40, 30, 100, 80))
+    image[90:110, 110:150] = 90
+    many, few = propose(image, 40, PARAMETERS), propose(image, 5, PARAMETERS)
+    np.testing.assert_array_equal(few.boxes, many.boxes[:5])
+    np.testing.assert_array_equal(few.scores, many.scores[:5])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (64, 48)])
+def test_without_proposals_the_whole_picture_stands_in(size: tuple[int, int]) -> None:
+    width, height = size
+    found = propose(np.full((height, width, 3), 77, np.uint8), 10, PARAMETERS)
+    np.testing.assert_array_equal(found.boxes, [[0, 0, width, height]])
+    np.testing.assert_array_equal(found.scores, [0])
+
+
+def test_smallest_area() -> None:
+    image = scene((40, 30, 60, 50))  # 400 pixels
+    small = propose(image, 10, EdgeBoxesParameters(min_box_area=200)).boxes
+    assert max(iou(box, (40, 30, 60, 50)) for box in small) > 0.6
+    boxes = propose(image, 100, PARAMETERS).boxes
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    assert (areas >= 900).all()
+
+
+@pytest.mark.parametrize(
+    ("image", "direction"),
+    [
+        (np.repeat([[0] * 32 + [255] * 32], 48, axis=0), 0.0),  # dark left, bright right
+        (np.repeat([[0]] * 24 + [[255]] * 24, 64, axis=1), np.pi / 2),  # dark above, bright below
+    ],
+)
+def test_gradient_edges(image: np.ndarray, direction: float) -> None:
+    """One straight border gives one thin line, at full strength, directed across the border."""
+    edges, orientation = gradient_edges(np.repeat(image[..., None], 3, axis=2).astype(np.uint8))
+    assert edges.dtype == orientation.dtype == np.float32
+    line = edges > 0.5
+    across = line.any(axis=0 if direction == 0 else 1)
+    assert 1 <= across.sum() <= 2
+    assert edges.max() == 1
+    np.testing.assert_allclose(orientation[line], direction, atol=1e-3)
+    assert (orientation >= 0).all()
+    assert (orientation <= np.pi).all()
+
+
+def test_faint_noise_makes_no_strong_edges() -> None:
+    noise = np.random.default_rng(0).integers(126, 130, (60, 80, 3), np.uint8)
+    assert gradient_edges(noise)[0].max() < 0.5
+
+
+def test_edges_of_one_colour_channel_count() -> None:
+    image = np.full((60, 80, 3), 100, np.uint8)
+    image[:, 40:, 2] = 220
+    assert gradient_edges(image)[0].max() == 1
+
+
+def test_unreadable_edge_model(tmp_path: Path) -> None:
+    model = tmp_path / "model.yml.gz"
+    with pytest.raises(InputError, match="no such edge model"):
+        propose(scene((40, 30, 100, 80)), 10, PARAMETERS, edge_model=model)
+    model.write_bytes(b"not a forest")
+    with pytest.raises(InputError, match="not a model"):
+        propose(scene((40, 30, 100, 80)), 10, PARAMETERS, edge_model=model)
