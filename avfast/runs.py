@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,8 +106,10 @@ def evaluate(
             f"{', '.join(trained.classes)}; give the data it was trained on, or data with these classes"
         )
     device = next(trained.model.parameters()).device
-    loader = load_batches(dataset, range(len(dataset)), trained.config["recipe"]["batch_size"], workers)
-    progress = tqdm(loader, desc=split, unit="batch", disable=None)
+    batch_size = trained.config["recipe"]["batch_size"]
+    batches = load_batches(dataset, range(len(dataset)), batch_size, workers)
+    count = math.ceil(len(dataset) / batch_size)
+    progress = tqdm(batches, desc=split, total=count, unit="batch", disable=None)
     predictions = predict(trained.model, progress, device)
     summary = {
         "split": split,
@@ -120,7 +123,7 @@ def evaluate(
 
 def load_batches(
     dataset: Dataset[Sample], order: Sequence[int], batch_size: int, workers: int, skip: int = 0
-) -> Iterable[Batch]:
+) -> Iterator[Batch]:
     """Batches of clips in a given order; the last may be smaller.
 
     Args:
@@ -129,9 +132,12 @@ def load_batches(
         batch_size: Clips in a batch.
         workers: Processes that read clips; 0 reads in this process.
         skip: How many batches to leave out at the beginning, without reading them.
+
+    Raises:
+        InputError: A clip cannot be read.
     """
     batches = [list(order[first : first + batch_size]) for first in range(0, len(order), batch_size)]
-    return DataLoader(
+    loader = DataLoader(
         dataset,
         batch_sampler=batches[skip:],
         num_workers=workers,
@@ -139,6 +145,10 @@ def load_batches(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # its own, as starting a loader draws from the global one
     )
+    try:
+        yield from loader
+    except InputError as error:  # from a worker it comes with the worker's traceback in front
+        raise InputError(str(error).splitlines()[-1].removeprefix("avfast.errors.InputError: ")) from error
 
 
 def pick_device(name: str) -> tuple[torch.device, str]:

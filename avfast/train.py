@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -247,7 +247,7 @@ class Trainer:
                     bar.update()
                 self.finish_epoch()
 
-    def batches(self) -> Iterable[Batch]:
+    def batches(self) -> Iterator[Batch]:
         """The batches of the current epoch that are left; a function of seed, epoch and position alone."""
         progress, clips = self.progress, len(self.train_set)
         order = np.random.default_rng([self.options.seed, progress.epoch]).permutation(clips).tolist()
@@ -325,8 +325,8 @@ class Trainer:
 
     def predict_val(self) -> Predictions:
         order = range(len(self.val_set))
-        loader = load_batches(self.val_set, order, self.recipe.batch_size, self.options.workers)
-        return predict(self.model, loader, self.device, self.regions_of)
+        batches = load_batches(self.val_set, order, self.recipe.batch_size, self.options.workers)
+        return predict(self.model, batches, self.device, self.regions_of)
 
     def save(self) -> None:
         """Write all that ``restore`` needs."""

@@ -244,6 +244,20 @@ def test_a_diverging_run_says_what_to_do(data: Path, tmp_path: Path) -> None:
     refused(data, tmp_path / "out", r"the loss is \w+ at step \d+ .*lower --lr", lr=1e20)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_shard_is_named(tmp_path: Path, workers: int) -> None:
+    damaged = tiny_shards.make(tmp_path / "damaged")
+    shard = damaged / "train-00000.tar"
+    shard.write_bytes(bytes(shard.stat().st_size))
+    refused(damaged, tmp_path / "out", r"^/.*/train-00000\.tar: missing or damaged", workers=workers)
+
+
+def test_tensorboard_events_are_written(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    train.main(options(data, tmp_path / "out", epochs=1, tensorboard=True))
+    assert any((tmp_path / "out" / "tensorboard").iterdir())
+
+
 # --- the program ------------------------------------------------------------------------------------
 
 
