@@ -1,0 +1,81 @@
+// Integral images and lists of boundary crossings, from which boxes are scored.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "edge_boxes_score.h"
+
+namespace avfast::edge_boxes {
+namespace {
+
+// What a cell of an integral image adds to every box over it.
+double added(const float* cell, int64_t stride) {
+  return (static_cast<double>(cell[0]) - cell[-stride]) - (static_cast<double>(cell[-1]) - cell[-stride - 1]);
+}
+
+// Sums in float, in this order of operations, so that scores are reproducible to the bit. What each cell's rounding adds
+// to or takes from the boxes over it goes into the double sums of `ceiling` as an amount that only adds.
+void build_integrals(const ColumnMap& edges, float edge_min_mag, ScoreMaps& maps) {
+  const int64_t stride = edges.height + 1;
+  maps.edge_integral.assign((edges.width + 1) * stride, 0.0f);
+  maps.group_integral.assign((edges.width + 1) * stride, 0.0f);
+  maps.ceiling.assign((edges.width + 1) * stride, 0.0);
+  std::vector<float> anchored(edges.values.size(), 0.0f);
+  for (int32_t g = 1; g < maps.groups.count(); ++g) {
+    const Group& group = maps.groups.groups[g];
+    anchored[edges.at(group.anchor_x, group.anchor_y)] = group.magnitude;
+  }
+  for (int x = 1; x < edges.width; ++x) {
+    const float* edge = &edges.values[edges.at(x, 0)];
+    const float* mass = &anchored[edges.at(x, 0)];
+    float* edge_sum = &maps.edge_integral[(x + 1) * stride + 1];
+    float* mass_sum = &maps.group_integral[(x + 1) * stride + 1];
+    double* ceiling = &maps.ceiling[(x + 1) * stride + 1];
+    double column = 0;
+    for (int64_t y = 1; y < edges.height; ++y) {
+      const float e = edge[y] > edge_min_mag ? edge[y] : 0.0f;
+      edge_sum[y] = e + edge_sum[y - stride] + edge_sum[y - 1] - edge_sum[y - stride - 1];
+      mass_sum[y] = mass[y] + mass_sum[y - stride] + mass_sum[y - 1] - mass_sum[y - stride - 1];
+      column += mass[y] + std::fabs(added(edge_sum + y, stride) - e) + std::fabs(added(mass_sum + y, stride) - mass[y]);
+      ceiling[y] = ceiling[y - stride] + column;
+    }
+  }
+  // A box's four corners are added up in float.
+  maps.corner_rounding = 4 * std::numeric_limits<float>::epsilon() *
+                         (static_cast<double>(maps.edge_integral.back()) + maps.group_integral.back());
+}
+
+// Groups met along each column and each row, a run of pixels of one group counted once.
+void build_runs(int width, int height, ScoreMaps& maps) {
+  const std::vector<int32_t>& ids = maps.groups.ids;
+  maps.column_end.resize(ids.size());
+  maps.row_end.resize(ids.size());
+  const auto scan = [&](int64_t begin, int64_t step, int length, std::vector<int32_t>& runs, std::vector<int32_t>& end) {
+    int32_t previous = 0;
+    for (int64_t p = begin, i = 0; i < length; ++i, p += step) {
+      if (ids[p] != 0 && ids[p] != previous) runs.push_back(ids[p]);
+      previous = ids[p];
+      end[p] = static_cast<int32_t>(runs.size());
+    }
+  };
+  for (int x = 0; x < width; ++x)
+    scan(static_cast<int64_t>(x) * height, 1, height, maps.column_runs, maps.column_end);
+  for (int y = 0; y < height; ++y) scan(y, height, width, maps.row_runs, maps.row_end);
+}
+
+}  // namespace
+
+ScoreMaps build_score_maps(const ColumnMap& edges, const ColumnMap& orientation, const EdgeBoxesParams& params) {
+  ScoreMaps maps;
+  maps.width = edges.width;
+  maps.height = edges.height;
+  maps.groups = group_edges(edges, orientation, params);
+  build_integrals(edges, params.edge_min_mag, maps);
+  maps.relative_rounding = std::numeric_limits<float>::epsilon() / 2 * (maps.groups.count() + 4.0);
+  build_runs(edges.width, edges.height, maps);
+  maps.norm.resize((edges.width + edges.height) / 2 + 2);
+  for (size_t i = 0; i < maps.norm.size(); ++i) maps.norm[i] = std::pow(1.0f / static_cast<float>(i), params.kappa);
+  return maps;
+}
+
+}  // namespace avfast::edge_boxes
