@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "edge_boxes.h"
 #include "mil_aggregate.h"
 #include "roi_pool.h"
 #include "tensor_arg.h"
@@ -155,6 +156,20 @@ void mil_logsumexp_backward(py::handle grad_scores, py::handle grad_output, py::
                                                  bags, r, stream)));
 }
 
+void edge_boxes(py::handle boxes, py::handle scores, py::handle counts, py::handle edges, py::handle orientation,
+                int64_t max_boxes, float alpha, float beta, float eta, float min_score, float edge_min_mag,
+                float edge_merge_thr, float cluster_min_mag, float max_aspect_ratio, float min_box_area, float gamma,
+                float kappa) {
+  const TensorView boxes_view = tensor_view(boxes, "boxes"), scores_view = tensor_view(scores, "scores");
+  const TensorView counts_view = tensor_view(counts, "counts"), edges_view = tensor_view(edges, "edges");
+  const TensorView orientation_view = tensor_view(orientation, "orientation");
+  const EdgeBoxesParams params{max_boxes,        alpha,        beta,           eta,
+                               min_score,        edge_min_mag, edge_merge_thr, cluster_min_mag,
+                               max_aspect_ratio, min_box_area, gamma,          kappa};
+  py::gil_scoped_release released;
+  edge_boxes_cpu(boxes_view, scores_view, counts_view, edges_view, orientation_view, params);
+}
+
 }  // namespace
 }  // namespace avfast
 
@@ -171,11 +186,12 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("build_info", &avfast::build_info, "How this module was built: version, cuda, cuda_archs, openmp, compiler.");
 
-  // Outputs first and written in place; the shapes are those of roi_pool.h and mil_aggregate.h.
+  // Outputs first and written in place; the shapes are those of roi_pool.h, mil_aggregate.h and edge_boxes.h.
   m.def("roi_pool_forward", &avfast::roi_pool_forward);
   m.def("roi_pool_backward", &avfast::roi_pool_backward);
   m.def("mil_aggregate_forward", &avfast::mil_aggregate_forward);
   m.def("mil_aggregate_backward", &avfast::mil_aggregate_backward);
   m.def("mil_logsumexp_forward", &avfast::mil_logsumexp_forward);
   m.def("mil_logsumexp_backward", &avfast::mil_logsumexp_backward);
+  m.def("edge_boxes", &avfast::edge_boxes);
 }

@@ -19,9 +19,9 @@ struct ColumnMap {
 };
 
 struct Group {
-  float magnitude;                 // sum of its edge magnitudes
-  int32_t anchor_x = 0;            // its last pixel in visiting order: the group counts as inside a box when its
-  int32_t anchor_y = 0;            // anchor is
+  float magnitude;       // sum of its edge magnitudes
+  int32_t anchor_x = 0;  // its last pixel in visiting order: the group counts as inside a box when its
+  int32_t anchor_y = 0;  // anchor is
 };
 
 struct Neighbour {

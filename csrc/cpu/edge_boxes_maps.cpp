@@ -13,8 +13,8 @@ double added(const float* cell, int64_t stride) {
   return (static_cast<double>(cell[0]) - cell[-stride]) - (static_cast<double>(cell[-1]) - cell[-stride - 1]);
 }
 
-// Sums in float, in this order of operations, so that scores are reproducible to the bit. What each cell's rounding adds
-// to or takes from the boxes over it goes into the double sums of `ceiling` as an amount that only adds.
+// Sums in float, in this order of operations, so that scores are reproducible to the bit. What each cell's rounding
+// adds to or takes from the boxes over it goes into the double sums of `ceiling` as an amount that only adds.
 void build_integrals(const ColumnMap& edges, float edge_min_mag, ScoreMaps& maps) {
   const int64_t stride = edges.height + 1;
   maps.edge_integral.assign((edges.width + 1) * stride, 0.0f);
@@ -50,7 +50,8 @@ void build_runs(int width, int height, ScoreMaps& maps) {
   const std::vector<int32_t>& ids = maps.groups.ids;
   maps.column_end.resize(ids.size());
   maps.row_end.resize(ids.size());
-  const auto scan = [&](int64_t begin, int64_t step, int length, std::vector<int32_t>& runs, std::vector<int32_t>& end) {
+  const auto scan = [&](int64_t begin, int64_t step, int length, std::vector<int32_t>& runs,
+                        std::vector<int32_t>& end) {
     int32_t previous = 0;
     for (int64_t p = begin, i = 0; i < length; ++i, p += step) {
       if (ids[p] != 0 && ids[p] != previous) runs.push_back(ids[p]);
@@ -58,8 +59,7 @@ void build_runs(int width, int height, ScoreMaps& maps) {
       end[p] = static_cast<int32_t>(runs.size());
     }
   };
-  for (int x = 0; x < width; ++x)
-    scan(static_cast<int64_t>(x) * height, 1, height, maps.column_runs, maps.column_end);
+  for (int x = 0; x < width; ++x) scan(static_cast<int64_t>(x) * height, 1, height, maps.column_runs, maps.column_end);
   for (int y = 0; y < height; ++y) scan(y, height, width, maps.row_runs, maps.row_end);
 }
 

@@ -40,16 +40,14 @@ float largest_norm(const ScoreMaps& maps, const Family& f) {
 
 float bound(const ScoreMaps& maps, const Family& family, double removed) {
   const double mass = hull_mass(maps, family);
-  const double best = mass - removed - common_middle(maps, family) + maps.corner_rounding +
-                      maps.relative_rounding * mass;
+  const double best =
+      mass - removed - common_middle(maps, family) + maps.corner_rounding + maps.relative_rounding * mass;
   return static_cast<float>(best * largest_norm(maps, family) * (1 + 1e-6));
 }
 
 }  // namespace
 
-float anchored_bound(const ScoreMaps& maps, const Family& family) {
-  return bound(maps, family, 0);
-}
+float anchored_bound(const ScoreMaps& maps, const Family& family) { return bound(maps, family, 0); }
 
 Scorer::Scorer(const ScoreMaps& maps) : maps_(maps), reached_(maps.groups.count()), order_(maps.groups.count()) {}
 

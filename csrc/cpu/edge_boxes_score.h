@@ -68,10 +68,10 @@ class Scorer {
   const ScoreMaps& maps_;
   Box box_{};
   int32_t stamp_ = 0;
-  int32_t count_ = 0;           // groups connected to the boundary so far
-  double removed_ = 0;          // their mass inside the box, times weight
+  int32_t count_ = 0;             // groups connected to the boundary so far
+  double removed_ = 0;            // their mass inside the box, times weight
   std::vector<Reached> reached_;  // [G]
-  std::vector<int32_t> order_;  // [G] groups in order of reaching
+  std::vector<int32_t> order_;    // [G] groups in order of reaching
 };
 
 }  // namespace avfast::edge_boxes

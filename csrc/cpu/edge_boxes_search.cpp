@@ -40,21 +40,30 @@ struct WindowShape {
   int stride_x, stride_y;
 };
 
+constexpr double kMaxShapes = 1e5;
+constexpr int64_t kMaxWindows = int64_t{1} << 28;
+
+[[noreturn]] void throw_too_many() {
+  throw ValueError(
+      "alpha, min_box_area and max_aspect_ratio give more windows than can be searched; lower alpha or "
+      "raise min_box_area");
+}
+
 // IoU alpha between neighbours in position, scale and aspect ratio.
 std::vector<WindowShape> window_shapes(int width, int height, const EdgeBoxesParams& params) {
   const float scale_step = std::sqrt(1 / params.alpha), aspect_step = (1 + params.alpha) / (2 * params.alpha);
   const float position_step = (1 - params.alpha) / (1 + params.alpha), smallest = std::sqrt(params.min_box_area);
   const int aspects = static_cast<int>(std::log(params.max_aspect_ratio) / std::log(aspect_step * aspect_step));
-  const int scales =
-      static_cast<int>(std::ceil(std::log(std::max(width, height) / smallest) / std::log(scale_step)));
+  const int scales = static_cast<int>(std::ceil(std::log(std::max(width, height) / smallest) / std::log(scale_step)));
   std::vector<WindowShape> shapes;
+  if (static_cast<double>(std::max(0, scales)) * aspects > kMaxShapes) throw_too_many();
   for (int s = 0; s < scales; ++s) {
     for (int a = -aspects; a <= aspects; ++a) {
       const float aspect = std::pow(aspect_step, static_cast<float>(a));
       const float size = smallest * std::pow(scale_step, static_cast<float>(s));
       const int w = static_cast<int>(size * aspect), h = static_cast<int>(size / aspect);
-      shapes.push_back({w, h, std::max(2, static_cast<int>(w * position_step)),
-                        std::max(2, static_cast<int>(h * position_step))});
+      shapes.push_back(
+          {w, h, std::max(2, static_cast<int>(w * position_step)), std::max(2, static_cast<int>(h * position_step))});
     }
   }
   return shapes;
@@ -92,25 +101,32 @@ float overlap(const Box& a, const Box& b) {
   return shared / (area_a + area_b - shared);
 }
 
-// Greedy non-maximum suppression of boxes that come in decreasing order of score.
+// Greedy non-maximum suppression of boxes that come in decreasing order of score. Boxes are kept by the logarithm of
+// their area, since boxes whose areas differ by more than beta overlap by less.
 class Suppression {
  public:
-  explicit Suppression(const EdgeBoxesParams& params) : beta_(params.beta), eta_(params.eta) {}
+  explicit Suppression(const EdgeBoxesParams& params)
+      : beta_(params.beta), eta_(params.eta), log_step_(std::log(1 / params.beta)) {}
 
   bool keep(const Box& box) {
     if (off_) return true;
-    for (const Box& other : kept_)
-      if (overlap(box, other) > beta_) return false;
-    kept_.push_back(box);
+    const int bin = static_cast<int>(std::ceil(std::log(static_cast<float>(box.w) * box.h) / log_step_)) + 1;
+    const int reach = static_cast<int>(std::ceil(std::log(1 / beta_) / log_step_));
+    const int first = std::max(0, bin - reach), last = std::min(bin + reach, static_cast<int>(kept_.size()) - 1);
+    for (int i = first; i <= last; ++i)
+      for (const Box& other : kept_[i])
+        if (overlap(box, other) > beta_) return false;
+    if (bin >= static_cast<int>(kept_.size())) kept_.resize(bin + 1);
+    kept_[bin].push_back(box);
     if (eta_ < 1 && beta_ > 0.5f) beta_ *= eta_;
     return true;
   }
 
  private:
   float beta_;
-  const float eta_;
+  const float eta_, log_step_;
   const bool off_ = beta_ > 0.99f;
-  std::vector<Box> kept_;
+  std::vector<std::vector<Box>> kept_;
 };
 
 class Search {
@@ -130,7 +146,7 @@ class Search {
   Entry advance(Scorer& scorer, int32_t index);
   void advance_best();
 
-  static constexpr size_t kBatch = 32;
+  static constexpr size_t kBatch = 32;  // windows a thread
 
   const ScoreMaps& maps_;
   const EdgeBoxesParams& params_;
@@ -237,12 +253,12 @@ Entry Search::advance(Scorer& scorer, int32_t index) {
 // Takes unresolved windows off the top of the queue and puts them back with tighter bounds.
 void Search::advance_best() {
   batch_.clear();
-  while (!queue_.empty() && !queue_.top().resolved && batch_.size() < kBatch) {
+  while (!queue_.empty() && !queue_.top().resolved && batch_.size() < kBatch * scorers_.size()) {
     batch_.push_back(queue_.top());
     queue_.pop();
   }
   const int size = static_cast<int>(batch_.size()), threads = static_cast<int>(scorers_.size());
-#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
+#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1 && size > threads)
   for (int t = 0; t < threads; ++t)
     for (int i = t; i < size; i += threads) {
       const Entry entry = advance(scorers_[t], batch_[i].index);
@@ -268,6 +284,18 @@ std::vector<Proposal> Search::run() {
 }
 
 }  // namespace
+
+int64_t count_windows(int width, int height, const EdgeBoxesParams& params) {
+  const auto places = [](int length, int window, int stride) -> int64_t {
+    return std::max(0, (length - window + 2 * stride - 1) / stride);
+  };
+  int64_t count = 0;
+  for (const WindowShape& shape : window_shapes(width, height, params)) {
+    count += places(width, shape.w, shape.stride_x) * places(height, shape.h, shape.stride_y);
+    if (count > kMaxWindows) throw_too_many();
+  }
+  return count;
+}
 
 std::vector<Proposal> search(const ScoreMaps& maps, const EdgeBoxesParams& params, int threads) {
   return Search(maps, params, threads).run();
