@@ -56,8 +56,8 @@ def test_sine_by_hand() -> None:
     """A sine at the centre of FFT bin 32 (1000 Hz).
 
     The periodic Hann window sums to 200, so bin 32 has magnitude A * 100 and no other bin exceeds it. 1000 Hz
-    lies at 999.99 mel; the bands' centres are 39.82 mel apart, number 0 at 225 mel, so number 19 at 981.6 mel is
-    the nearest.
+    lies at 999.99 mel; the bands' centres are 39.82 mel apart, number 0 at 225 mel, so number 19 at 981.6 mel
+    is the nearest.
     """
     amplitude = 0.5
     time = torch.arange(400) / RATE
