@@ -11,7 +11,7 @@ def build_info() -> dict[str, Any]:
 
     Returns:
         ``version`` of the package, ``cuda`` (toolkit version, or None for a CPU build), ``cuda_archs``
-        (list of str), ``openmp`` (bool) and ``compiler``.
+        (list of str), ``openmp`` (bool), ``cpu_isa`` (instruction set in use) and ``compiler``.
     """
     from avfast.ops._library import native
 

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/simd/kernels.h"
 #include "edge_boxes.h"
 #include "mil_aggregate.h"
 #include "roi_pool.h"
@@ -42,6 +43,7 @@ py::dict build_info() {
 #else
   info["openmp"] = false;
 #endif
+  info["cpu_isa"] = isa_name(active_isa());
   info["compiler"] = __VERSION__;
   return info;
 }
@@ -184,7 +186,8 @@ PYBIND11_MODULE(_C, m) {
       PyErr_SetString(PyExc_ValueError, e.what());
     }
   });
-  m.def("build_info", &avfast::build_info, "How this module was built: version, cuda, cuda_archs, openmp, compiler.");
+  m.def("build_info", &avfast::build_info,
+        "How this module was built: version, cuda, cuda_archs, openmp, cpu_isa, compiler.");
 
   // Outputs first and written in place; the shapes are those of roi_pool.h, mil_aggregate.h and edge_boxes.h.
   m.def("roi_pool_forward", &avfast::roi_pool_forward);

@@ -1,10 +1,18 @@
-// MIL aggregation on the CPU.
+// MIL aggregation on the CPU: checks, and the parts of bags that threads share.
 #include "mil_aggregate.h"
 
+#include <algorithm>
 #include <cmath>
-#include <limits>
+#include <type_traits>
+#include <vector>
 
-#include "dispatch.h"
+#include "cpu/half.h"
+#include "cpu/memory.h"
+#include "cpu/simd/kernels.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 namespace avfast {
 namespace {
@@ -60,22 +68,122 @@ void check_instances(const TensorView& x, const TensorView& as) {
   check_same_device(x, as);
 }
 
-// Peak and total of one (bag, class) column, and the weighted sum of `scores` where given.
-template <typename T>
-struct Column {
-  T peak = std::numeric_limits<T>::lowest(), total = 0, sum = 0;
+// --- parts of bags -----------------------------------------------------------------------------------------------
 
-  void add(T x, T score) {
-    const T d = x - peak;
-    const T e = std::exp(-std::abs(d));
-    const bool rises = d > 0;
-    total = rises ? total * e + 1 : total + e;
-    sum = rises ? sum * e + score : sum + e * score;
-    peak = rises ? x : peak;
-  }
-  // +inf has no softmax: NaN, as in torch.
-  void finish() { total += peak - peak; }
+constexpr int64_t kPartValues = 16 * 1024;   // a longer bag is shared among threads
+constexpr int64_t kSerialValues = 8 * 1024;  // fewer are not worth waking a second thread
+
+struct Part {
+  int64_t bag, begin, end;
 };
+
+// Every bag in equal parts, whose bounds do not depend on the number of threads: results do not either.
+std::vector<Part> make_parts(const Bags& bags) {
+  std::vector<Part> parts;
+  parts.reserve(bags.count);
+  for (int64_t b = 0; b < bags.count; ++b) {
+    const int64_t begin = bags.begin(b), length = bags.end(b) - begin;
+    const int64_t count = std::max<int64_t>(1, length * bags.classes / kPartValues);
+    for (int64_t i = 0; i < count; ++i)
+      parts.push_back({b, begin + length * i / count, begin + length * (i + 1) / count});
+  }
+  return parts;
+}
+
+template <typename F>
+void for_each_part(const std::vector<Part>& parts, int64_t values, F&& f) {
+  const int64_t count = static_cast<int64_t>(parts.size());
+#pragma omp parallel for schedule(dynamic) if (count > 1 && values > kSerialValues)
+  for (int64_t i = 0; i < count; ++i) f(i, parts[i]);
+}
+
+template <typename T>
+using Statistic = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+template <typename T>
+Statistic<T> widen(T x) {
+  if constexpr (sizeof(T) == 2)
+    return to_float(x);
+  else
+    return x;
+}
+
+template <typename T>
+T narrow(Statistic<T> x) {
+  if constexpr (std::is_same_v<T, Half>)
+    return to_half(x);
+  else if constexpr (std::is_same_v<T, BFloat16>)
+    return to_bfloat16(x);
+  else
+    return x;
+}
+
+// Calls finish(bag, class, peak, total, sum) -> output for every class of every bag, and stores all but the sum.
+template <typename T, typename Finish>
+void forward(const TensorView& output, const TensorView& peak, const TensorView& total, const TensorView& logits,
+             const TensorView* scores, const Bags& bags, double r, Finish&& finish) {
+  using A = Statistic<T>;
+  const MilKernels<T, A>& kernels = mil_kernels<T, A>();
+  const std::vector<Part> parts = make_parts(bags);
+  const int64_t classes = bags.classes;
+  constexpr int64_t kPast = 16;  // a vector past the end, which merge may read
+  std::vector<A> state(3 * (parts.size() * classes + kPast));
+  A* peaks = state.data();
+  A* totals = peaks + parts.size() * classes + kPast;
+  A* sums = totals + parts.size() * classes + kPast;
+
+  const auto close = [&](int64_t bag, const A* p, const A* t, const A* s) {
+    for (int64_t c = 0; c < classes; ++c) {
+      const int64_t at = bag * classes + c;
+      const A whole = t[c] + (p[c] - p[c]);  // +inf has no softmax: NaN, as in torch
+      peak.ptr<A>()[at] = p[c];
+      total.ptr<A>()[at] = whole;
+      output.ptr<T>()[at] = narrow<T>(finish(bag, p[c], whole, s[c]));
+    }
+  };
+  const bool whole_bags = static_cast<int64_t>(parts.size()) == bags.count;
+  for_each_part(parts, logits.numel(), [&](int64_t i, const Part& part) {
+    const T* x = logits.ptr<T>() + part.begin * classes;
+    const T* s = scores == nullptr ? nullptr : scores->ptr<T>() + part.begin * classes;
+    const int64_t at = i * classes;
+    kernels.forward(x, s, static_cast<A>(r), part.end - part.begin, classes, peaks + at, totals + at, sums + at);
+    if (whole_bags) close(part.bag, peaks + at, totals + at, sums + at);
+  });
+  if (whole_bags) return;
+  std::vector<A> merged(3 * classes);
+  for (size_t i = 0; i < parts.size();) {
+    size_t end = i + 1;
+    while (end < parts.size() && parts[end].bag == parts[i].bag) ++end;
+    const int64_t at = static_cast<int64_t>(i) * classes;
+    kernels.merge(static_cast<int64_t>(end - i), classes, peaks + at, totals + at, sums + at, merged.data(),
+                  merged.data() + classes, merged.data() + 2 * classes);
+    close(parts[i].bag, merged.data(), merged.data() + classes, merged.data() + 2 * classes);
+    i = end;
+  }
+}
+
+template <typename T>
+void backward(const TensorView& grad_scores, const TensorView* grad_logits, const TensorView& grad_output,
+              const TensorView& logits, const TensorView* scores, const TensorView* output, const TensorView& peak,
+              const TensorView& total, const Bags& bags, double r) {
+  using A = Statistic<T>;
+  const MilKernels<T, A>& kernels = mil_kernels<T, A>();
+  const int64_t classes = bags.classes, values = bags.count * classes;
+  std::vector<A> scale(values), outputs(output == nullptr ? 0 : values);
+  for (int64_t i = 0; i < values; ++i) {
+    const A whole = total.ptr<A>()[i];
+    scale[i] = whole == 0 ? 0 : widen(grad_output.ptr<T>()[i]) / whole;
+    if (output != nullptr) outputs[i] = widen(output->ptr<T>()[i]);
+  }
+  prefer_huge_pages(grad_scores.data, logits.numel() * sizeof(T));
+  if (grad_logits != nullptr) prefer_huge_pages(grad_logits->data, logits.numel() * sizeof(T));
+  for_each_part(make_parts(bags), logits.numel(), [&](int64_t, const Part& part) {
+    const int64_t at = part.begin * classes, bag = part.bag * classes;
+    kernels.backward(logits.ptr<T>() + at, scores == nullptr ? nullptr : scores->ptr<T>() + at, static_cast<A>(r),
+                     part.end - part.begin, classes, scale.data() + bag, peak.ptr<A>() + bag, outputs.data() + bag,
+                     grad_scores.ptr<T>() + at, grad_logits == nullptr ? nullptr : grad_logits->ptr<T>() + at);
+  });
+}
 
 }  // namespace
 
@@ -86,20 +194,11 @@ void mil_aggregate_forward_cpu(const TensorView& output, const TensorView& peak,
   check_statistic(output, bags, scores, false);
   check_statistic(peak, bags, scores, true);
   check_statistic(total, bags, scores, true);
-  dispatch_float(scores, [&](auto tag) {
+  if (output.numel() == 0) return;
+  dispatch_float_or_half(scores, [&](auto tag) {
     using T = typename decltype(tag)::type;
-#pragma omp parallel for collapse(2) schedule(static)
-    for (int64_t b = 0; b < bags.count; ++b)
-      for (int64_t c = 0; c < bags.classes; ++c) {
-        Column<T> column;
-        for (int64_t p = bags.begin(b); p < bags.end(b); ++p)
-          column.add(logits.ptr<T>()[p * bags.classes + c], scores.ptr<T>()[p * bags.classes + c]);
-        column.finish();
-        const int64_t at = b * bags.classes + c;
-        output.ptr<T>()[at] = column.total == 0 ? 0 : column.sum / column.total;
-        peak.ptr<T>()[at] = column.peak;
-        total.ptr<T>()[at] = column.total;
-      }
+    forward<T>(output, peak, total, logits, &scores, bags, 1,
+               [](int64_t, auto, auto whole, auto sum) { return whole == 0 ? 0 : sum / whole; });
   });
 }
 
@@ -115,21 +214,10 @@ void mil_aggregate_backward_cpu(const TensorView& grad_scores, const TensorView&
   check_statistic(output, bags, scores, false);
   check_statistic(peak, bags, scores, true);
   check_statistic(total, bags, scores, true);
-  dispatch_float(scores, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-#pragma omp parallel for collapse(2) schedule(static)
-    for (int64_t b = 0; b < bags.count; ++b)
-      for (int64_t c = 0; c < bags.classes; ++c) {
-        const int64_t bag = b * bags.classes + c;
-        const T whole = total.ptr<T>()[bag];
-        const T g = whole == 0 ? 0 : grad_output.ptr<T>()[bag] / whole;
-        for (int64_t p = bags.begin(b); p < bags.end(b); ++p) {
-          const int64_t at = p * bags.classes + c;
-          const T grad = g * std::exp(logits.ptr<T>()[at] - peak.ptr<T>()[bag]);
-          grad_scores.ptr<T>()[at] = grad;
-          grad_logits.ptr<T>()[at] = grad * (scores.ptr<T>()[at] - output.ptr<T>()[bag]);
-        }
-      }
+  if (scores.numel() == 0) return;
+  dispatch_float_or_half(scores, [&](auto tag) {
+    backward<typename decltype(tag)::type>(grad_scores, &grad_logits, grad_output, logits, &scores, &output, peak,
+                                           total, bags, 1);
   });
 }
 
@@ -139,21 +227,14 @@ void mil_logsumexp_forward_cpu(const TensorView& output, const TensorView& peak,
   check_statistic(output, bags, scores, false);
   check_statistic(peak, bags, scores, true);
   check_statistic(total, bags, scores, true);
-  dispatch_float(scores, [&](auto tag) {
+  if (output.numel() == 0) return;
+  dispatch_float_or_half(scores, [&](auto tag) {
     using T = typename decltype(tag)::type;
-#pragma omp parallel for collapse(2) schedule(static)
-    for (int64_t b = 0; b < bags.count; ++b)
-      for (int64_t c = 0; c < bags.classes; ++c) {
-        Column<T> column;
-        for (int64_t p = bags.begin(b); p < bags.end(b); ++p)
-          column.add(static_cast<T>(r) * scores.ptr<T>()[p * bags.classes + c], 0);
-        column.finish();
-        const int64_t at = b * bags.classes + c, length = bags.end(b) - bags.begin(b);
-        output.ptr<T>()[at] =
-            length == 0 ? 0 : (column.peak + std::log(column.total / static_cast<T>(length))) / static_cast<T>(r);
-        peak.ptr<T>()[at] = column.peak;
-        total.ptr<T>()[at] = column.total;
-      }
+    forward<T>(output, peak, total, scores, nullptr, bags, r, [&](int64_t bag, auto top, auto whole, auto) {
+      using A = decltype(whole);
+      const int64_t length = bags.end(bag) - bags.begin(bag);
+      return length == 0 ? A(0) : (top + std::log(whole / static_cast<A>(length))) / static_cast<A>(r);
+    });
   });
 }
 
@@ -164,19 +245,10 @@ void mil_logsumexp_backward_cpu(const TensorView& grad_scores, const TensorView&
   check_statistic(grad_output, bags, scores, false);
   check_statistic(peak, bags, scores, true);
   check_statistic(total, bags, scores, true);
-  dispatch_float(scores, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-#pragma omp parallel for collapse(2) schedule(static)
-    for (int64_t b = 0; b < bags.count; ++b)
-      for (int64_t c = 0; c < bags.classes; ++c) {
-        const int64_t bag = b * bags.classes + c;
-        const T whole = total.ptr<T>()[bag];
-        const T g = whole == 0 ? 0 : grad_output.ptr<T>()[bag] / whole;
-        for (int64_t p = bags.begin(b); p < bags.end(b); ++p) {
-          const int64_t at = p * bags.classes + c;
-          grad_scores.ptr<T>()[at] = g * std::exp(static_cast<T>(r) * scores.ptr<T>()[at] - peak.ptr<T>()[bag]);
-        }
-      }
+  if (scores.numel() == 0) return;
+  dispatch_float_or_half(scores, [&](auto tag) {
+    backward<typename decltype(tag)::type>(grad_scores, nullptr, grad_output, scores, nullptr, nullptr, peak, total,
+                                           bags, r);
   });
 }
 

@@ -1,30 +1,48 @@
-// RoI max pooling on the CPU.
+// RoI max pooling on the CPU: checks, bins, and the tiles that threads share.
 #include "roi_pool.h"
 
 #include <algorithm>
-#include <limits>
+#include <memory>
 #include <vector>
 
+#include "cpu/half.h"
+#include "cpu/memory.h"
+#include "cpu/simd/kernels.h"
 #include "dispatch.h"
 #include "roi_pool_bins.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 namespace avfast {
 namespace {
 
-template <typename F>
-void dispatch_winner(const TensorView& winner, F&& f) {
-  switch (winner.dtype) {
-    case Dtype::kUInt8:
-      return f(TypeTag<uint8_t>{});
-    case Dtype::kUInt16:
-      return f(TypeTag<uint16_t>{});
-    default:
-      return f(TypeTag<int32_t>{});
-  }
+constexpr int64_t kBoxesPerTile = 64;         // of one image: more are shared among threads
+constexpr int64_t kGradientChannels = 16;     // a cache line of channels_last floats
+constexpr int64_t kSerialValues = 16 * 1024;  // fewer are not worth waking a second thread
+
+int thread_count(int64_t values) {
+#ifdef _OPENMP
+  return values < kSerialValues ? 1 : omp_get_max_threads();
+#else
+  (void)values;
+  return 1;
+#endif
 }
 
+int thread_index() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
+// --- boxes -------------------------------------------------------------------------------------------------------
+
 template <typename B>
-void check_boxes(const B* boxes, int64_t count, int64_t batch) {
+void check_box_values(const B* boxes, int64_t count, int64_t batch) {
   for (int64_t k = 0; k < count; ++k) {
     if (roi_is_valid(boxes + 5 * k, batch)) continue;
     std::ostringstream out;
@@ -35,78 +53,188 @@ void check_boxes(const B* boxes, int64_t count, int64_t batch) {
   }
 }
 
-// The greatest value of a bin; NaN only where all of it is, then the first cell wins.
-template <typename T>
-int64_t bin_winner(const T* plane, BinRange rows, BinRange columns, int64_t stride_h, int64_t stride_w, int64_t width) {
-  int64_t winner = rows.begin * width + columns.begin;
-  T best = plane[rows.begin * stride_h + columns.begin * stride_w];
-  for (int64_t h = rows.begin; h < rows.end; ++h)
-    for (int64_t w = columns.begin; w < columns.end; ++w) {
-      const T value = plane[h * stride_h + w * stride_w];
-      if (value > best || (best != best && value == value)) {
-        best = value;
-        winner = h * width + w;
-      }
-    }
-  return winner;
+// Boxes by image, in their own order within each.
+struct Groups {
+  std::vector<int64_t> start;  // [batch + 1]
+  std::vector<int64_t> boxes;  // [K]
+};
+
+template <typename B>
+Groups group_by_image(const B* boxes, int64_t count, int64_t batch) {
+  Groups groups{std::vector<int64_t>(batch + 1), std::vector<int64_t>(count)};
+  for (int64_t k = 0; k < count; ++k) ++groups.start[static_cast<int64_t>(boxes[5 * k]) + 1];
+  for (int64_t n = 0; n < batch; ++n) groups.start[n + 1] += groups.start[n];
+  std::vector<int64_t> next(groups.start.begin(), groups.start.end() - 1);
+  for (int64_t k = 0; k < count; ++k) groups.boxes[next[static_cast<int64_t>(boxes[5 * k])]++] = k;
+  return groups;
 }
 
-template <typename T, typename B, typename W>
+// [K, pooled_h + pooled_w]: the bins of each box along both axes.
+template <typename B>
+std::vector<BinRange> box_bins(const B* boxes, int64_t count, int64_t pooled_h, int64_t pooled_w, int64_t height,
+                               int64_t width, double spatial_scale) {
+  std::vector<BinRange> bins(count * (pooled_h + pooled_w));
+  BinRange* next = bins.data();
+  for (int64_t k = 0; k < count; ++k) {
+    const B* box = boxes + 5 * k;
+    const auto axis_h = roi_axis(box[2], box[4], static_cast<B>(spatial_scale), pooled_h);
+    const auto axis_w = roi_axis(box[1], box[3], static_cast<B>(spatial_scale), pooled_w);
+    for (int64_t i = 0; i < pooled_h; ++i) *next++ = roi_bin(axis_h, i, height);
+    for (int64_t i = 0; i < pooled_w; ++i) *next++ = roi_bin(axis_w, i, width);
+  }
+  return bins;
+}
+
+// Some of the boxes of one image, and the part of the map they cover.
+struct Chunk {
+  int64_t image;
+  const int64_t* boxes;
+  int64_t count;
+  Window window;       // to be read once for all; empty where reading box by box is less
+  int64_t read_cells;  // of the largest window read at once
+};
+
+Chunk make_chunk(int64_t image, const int64_t* boxes, int64_t count, const BinRange* bins, int64_t pooled_h,
+                 int64_t pooled_w) {
+  Window all{INT32_MAX, 0, INT32_MAX, 0};
+  int64_t cells = 0, largest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const BinRange* rows = bins + boxes[i] * (pooled_h + pooled_w);
+    const BinRange* columns = rows + pooled_h;
+    const Window window{rows[0].begin, rows[pooled_h - 1].end, columns[0].begin, columns[pooled_w - 1].end};
+    if (window.cells() == 0) continue;
+    all = {std::min(all.top, window.top), std::max(all.bottom, window.bottom), std::min(all.left, window.left),
+           std::max(all.right, window.right)};
+    cells += window.cells();
+    largest = std::max(largest, window.cells());
+  }
+  const bool together = all.cells() < cells;
+  return {image, boxes, count, together ? all : Window{}, together ? all.cells() : largest};
+}
+
+std::vector<Chunk> make_chunks(const Groups& groups, const BinRange* bins, int64_t pooled_h, int64_t pooled_w) {
+  std::vector<Chunk> chunks;
+  for (size_t n = 0; n + 1 < groups.start.size(); ++n)
+    for (int64_t at = groups.start[n]; at < groups.start[n + 1]; at += kBoxesPerTile) {
+      const int64_t count = std::min(kBoxesPerTile, groups.start[n + 1] - at);
+      chunks.push_back(make_chunk(static_cast<int64_t>(n), groups.boxes.data() + at, count, bins, pooled_h, pooled_w));
+    }
+  return chunks;
+}
+
+// --- tiles -------------------------------------------------------------------------------------------------------
+
+int winner_bytes(const TensorView& winner) {
+  return winner.dtype == Dtype::kUInt8 ? 1 : winner.dtype == Dtype::kUInt16 ? 2 : 4;
+}
+
+// Runs f(tile, scratch) for `tiles` tiles; neighbouring tiles share pages, so threads take them in runs.
+template <typename F>
+void for_each_tile(int64_t tiles, int64_t values, int64_t scratch_bytes, F&& f) {
+  const int threads = static_cast<int>(std::min<int64_t>(thread_count(values), std::max<int64_t>(tiles, 1)));
+  constexpr int64_t kLine = 64;
+  const std::unique_ptr<char[]> scratch(new char[threads * (scratch_bytes + kLine) + kLine]);
+  const int64_t run = std::max<int64_t>(1, tiles / (8 * threads));
+#pragma omp parallel for num_threads(threads) schedule(dynamic, run) if (threads > 1)
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const auto begin = reinterpret_cast<uintptr_t>(scratch.get()) + thread_index() * (scratch_bytes + kLine);
+    f(tile, reinterpret_cast<char*>((begin + kLine - 1) / kLine * kLine));
+  }
+}
+
+template <typename T>
+size_t bytes_of(const TensorView& x) {
+  return static_cast<size_t>(x.numel()) * sizeof(T);
+}
+
+template <typename T, typename B>
 void forward(const TensorView& output, const TensorView& winner, const TensorView& input, const TensorView& boxes,
              double spatial_scale) {
-  const int64_t channels = input.shape[1], height = input.shape[2], width = input.shape[3];
+  const int64_t batch = input.shape[0], channels = input.shape[1], height = input.shape[2], width = input.shape[3];
   const int64_t count = boxes.shape[0], pooled_h = output.shape[2], pooled_w = output.shape[3];
-  const B* box_data = boxes.ptr<B>();
-  check_boxes(box_data, count, input.shape[0]);
-  const bool with_winner = winner.numel() != 0;
-  const int64_t* is = input.strides;
-  const int64_t* os = output.strides;
-#pragma omp parallel for collapse(2) schedule(static)
-  for (int64_t k = 0; k < count; ++k)
-    for (int64_t c = 0; c < channels; ++c) {
-      const B* box = box_data + 5 * k;
-      const T* plane = input.ptr<T>() + static_cast<int64_t>(box[0]) * is[0] + c * is[1];
-      const auto axis_h = roi_axis(box[2], box[4], static_cast<B>(spatial_scale), pooled_h);
-      const auto axis_w = roi_axis(box[1], box[3], static_cast<B>(spatial_scale), pooled_w);
-      for (int64_t ph = 0; ph < pooled_h; ++ph)
-        for (int64_t pw = 0; pw < pooled_w; ++pw) {
-          const BinRange rows = roi_bin(axis_h, ph, height), columns = roi_bin(axis_w, pw, width);
-          const bool empty = rows.end <= rows.begin || columns.end <= columns.begin;
-          const int64_t cell = empty ? -1 : bin_winner(plane, rows, columns, is[2], is[3], width);
-          const int64_t at = k * os[0] + c * os[1] + ph * os[2] + pw * os[3];
-          output.ptr<T>()[at] = empty ? T(0) : plane[cell / width * is[2] + cell % width * is[3]];
-          if (with_winner) winner.ptr<W>()[at] = empty ? std::numeric_limits<W>::max() : static_cast<W>(cell);
-        }
-    }
+  check_box_values(boxes.ptr<B>(), count, batch);
+  if (output.numel() == 0) return;
+  const Groups groups = group_by_image(boxes.ptr<B>(), count, batch);
+  const auto bins = box_bins(boxes.ptr<B>(), count, pooled_h, pooled_w, height, width, spatial_scale);
+  const std::vector<Chunk> chunks = make_chunks(groups, bins.data(), pooled_h, pooled_w);
+
+  const RoiPoolKernels<T>& kernels = roi_pool_kernels<T>();
+  const bool channels_last = !input.is_contiguous();
+  const int64_t blocks = (channels + kernels.block - 1) / kernels.block;
+  const int64_t bin_count = pooled_h * pooled_w, cells = height * width;
+  const int bytes = winner_bytes(winner);
+  int64_t read_cells = 0;
+  for (const Chunk& chunk : chunks) read_cells = std::max(read_cells, chunk.read_cells);
+  prefer_huge_pages(output.data, bytes_of<T>(output));
+  if (winner.numel() != 0) prefer_huge_pages(winner.data, static_cast<size_t>(winner.numel()) * bytes);
+
+  const auto run = [&](int64_t index, char* scratch) {
+    const Chunk& chunk = chunks[index / blocks];
+    const int64_t channel = index % blocks * kernels.block;
+    const int64_t out = channel * (channels_last ? 1 : bin_count);
+    RoiPoolTile<T> tile{};
+    tile.input = input.ptr<T>() + chunk.image * channels * cells + channel * (channels_last ? 1 : cells);
+    tile.channels = std::min(kernels.block, channels - channel);
+    tile.channel_stride = channels_last ? 1 : cells;
+    tile.cell_stride = channels_last ? channels : 1;
+    tile.width = width;
+    tile.boxes = chunk.boxes;
+    tile.box_count = chunk.count;
+    tile.bins = bins.data();
+    tile.pooled_h = pooled_h;
+    tile.pooled_w = pooled_w;
+    tile.channels_last = channels_last;
+    tile.all_channels = channels;
+    tile.output = output.ptr<T>() + out;
+    tile.winner = winner.numel() == 0 ? nullptr : winner.ptr<char>() + out * bytes;
+    tile.winner_bytes = bytes;
+    tile.window = chunk.window;
+    tile.scratch = scratch;
+    kernels.forward(tile);
+  };
+  for_each_tile(static_cast<int64_t>(chunks.size()) * blocks, output.numel(),
+                kernels.scratch_bytes(read_cells, bin_count), run);
 }
 
-template <typename T, typename B, typename W>
+template <typename T, typename B>
 void backward(const TensorView& grad_input, const TensorView& grad_output, const TensorView& winner,
               const TensorView& boxes) {
-  const int64_t batch = grad_input.shape[0], channels = grad_input.shape[1], width = grad_input.shape[3];
-  const int64_t count = boxes.shape[0], pooled_h = grad_output.shape[2], pooled_w = grad_output.shape[3];
-  const B* box_data = boxes.ptr<B>();
-  check_boxes(box_data, count, batch);
-  std::vector<std::vector<int64_t>> boxes_of(batch);
-  for (int64_t k = 0; k < count; ++k) boxes_of[static_cast<int64_t>(box_data[5 * k])].push_back(k);
-  const int64_t* is = grad_input.strides;
-  const int64_t* os = grad_output.strides;
-#pragma omp parallel for collapse(2) schedule(static)
-  for (int64_t n = 0; n < batch; ++n)
-    for (int64_t c = 0; c < channels; ++c) {
-      T* plane = grad_input.ptr<T>() + n * is[0] + c * is[1];
-      for (int64_t h = 0; h < grad_input.shape[2]; ++h)
-        for (int64_t w = 0; w < width; ++w) plane[h * is[2] + w * is[3]] = T(0);
-      for (int64_t k : boxes_of[n])
-        for (int64_t ph = 0; ph < pooled_h; ++ph)
-          for (int64_t pw = 0; pw < pooled_w; ++pw) {
-            const int64_t at = k * os[0] + c * os[1] + ph * os[2] + pw * os[3];
-            const W cell = winner.ptr<W>()[at];
-            if (cell == std::numeric_limits<W>::max()) continue;
-            plane[cell / width * is[2] + cell % width * is[3]] += grad_output.ptr<T>()[at];
-          }
-    }
+  const int64_t batch = grad_input.shape[0], channels = grad_input.shape[1];
+  const int64_t cells = grad_input.shape[2] * grad_input.shape[3];
+  const int64_t bins = grad_output.shape[2] * grad_output.shape[3];
+  check_box_values(boxes.ptr<B>(), boxes.shape[0], batch);
+  if (grad_input.numel() == 0) return;
+  const Groups groups = group_by_image(boxes.ptr<B>(), boxes.shape[0], batch);
+
+  const RoiPoolKernels<T>& kernels = roi_pool_kernels<T>();
+  const bool channels_last = !grad_input.is_contiguous();
+  const int64_t block = std::min(channels, kGradientChannels), blocks = (channels + block - 1) / block;
+  const int bytes = winner_bytes(winner);
+  prefer_huge_pages(grad_input.data, bytes_of<T>(grad_input));
+
+  const auto run = [&](int64_t index, char* scratch) {
+    const int64_t image = index / blocks, channel = index % blocks * block;
+    const int64_t out = channel * (channels_last ? 1 : bins);
+    RoiPoolGradientTile<T> tile{};
+    tile.grad_input = grad_input.ptr<T>() + image * channels * cells + channel * (channels_last ? 1 : cells);
+    tile.channels = std::min(block, channels - channel);
+    tile.cells = cells;
+    tile.channels_last = channels_last;
+    tile.all_channels = channels;
+    tile.boxes = groups.boxes.data() + groups.start[image];
+    tile.box_count = groups.start[image + 1] - groups.start[image];
+    tile.bins = bins;
+    tile.grad_output = grad_output.ptr<T>() + out;
+    tile.winner = winner.ptr<char>() + out * bytes;
+    tile.winner_bytes = bytes;
+    tile.scratch = scratch;
+    kernels.backward(tile);
+  };
+  for_each_tile(batch * blocks, grad_output.numel() + grad_input.numel(),
+                kernels.gradient_scratch_bytes(block, cells, bins), run);
 }
+
+// --- checks ------------------------------------------------------------------------------------------------------
 
 void check_layout(const TensorView& x, const TensorView& as) {
   if (!(as.is_contiguous() && x.is_contiguous()) && !(as.is_channels_last() && x.is_channels_last()))
@@ -114,63 +242,57 @@ void check_layout(const TensorView& x, const TensorView& as) {
                      as.name);
 }
 
-void check_boxes_view(const TensorView& boxes, const TensorView& as) {
+void check_boxes(const TensorView& boxes, const TensorView& as) {
+  check_ndim(boxes, 2, "[K, 5]");
   check_shape(boxes, {boxes.shape[0], 5}, "[K, 5]");
   check_dtype(boxes, {Dtype::kFloat32, Dtype::kFloat64});
   check_contiguous(boxes);
   check_same_device(boxes, as);
 }
 
-void check_winner(const TensorView& winner, const TensorView& output, int64_t height, int64_t width) {
-  check_shape(winner, {output.shape[0], output.shape[1], output.shape[2], output.shape[3]}, "[K, C, PH, PW]");
-  check_dtype(winner, {winner_dtype(height, width)});
-  check_layout(winner, output);
-  check_same_device(winner, output);
+// `map` is the features or their gradient, `pooled` the output or its gradient.
+void check_pair(const TensorView& map, const TensorView& pooled, const TensorView& boxes) {
+  check_ndim(map, 4, "[N, C, H, W]");
+  check_ndim(pooled, 4, "[K, C, PH, PW]");
+  check_boxes(boxes, map);
+  check_shape(pooled, {boxes.shape[0], map.shape[1], pooled.shape[2], pooled.shape[3]}, "[K, C, PH, PW]");
+  if (pooled.shape[2] < 1 || pooled.shape[3] < 1)
+    throw ValueError(std::string(pooled.name) + ": expected at least one bin, got " + pooled.shape_string());
+  if (map.shape[2] * map.shape[3] >= INT32_MAX)
+    throw ValueError(std::string(map.name) + ": expected fewer than 2^31 - 1 cells, got " + map.shape_string());
+  check_same_dtype(pooled, map);
+  check_same_device(pooled, map);
+  check_layout(map, map);
+  check_layout(pooled, map);
+}
+
+void check_winner(const TensorView& winner, const TensorView& pooled, const TensorView& map) {
+  check_shape(winner, {pooled.shape[0], pooled.shape[1], pooled.shape[2], pooled.shape[3]}, "[K, C, PH, PW]");
+  check_dtype(winner, {winner_dtype(map.shape[2], map.shape[3])});
+  check_layout(winner, map);
+  check_same_device(winner, map);
 }
 
 }  // namespace
 
 void roi_pool_forward_cpu(const TensorView& output, const TensorView& winner, const TensorView& input,
                           const TensorView& boxes, double spatial_scale) {
-  check_ndim(input, 4, "[N, C, H, W]");
-  check_ndim(boxes, 2, "[K, 5]");
-  check_ndim(output, 4, "[K, C, PH, PW]");
-  check_boxes_view(boxes, input);
-  check_shape(output, {boxes.shape[0], input.shape[1], output.shape[2], output.shape[3]}, "[K, C, PH, PW]");
-  check_same_dtype(output, input);
-  check_same_device(output, input);
-  check_layout(input, input);
-  check_layout(output, input);
-  if (winner.ndim != 1) check_winner(winner, output, input.shape[2], input.shape[3]);
-  dispatch_float(input, [&](auto t) {
+  check_pair(input, output, boxes);
+  if (winner.ndim != 1 || winner.numel() != 0) check_winner(winner, output, input);
+  dispatch_float_or_half(input, [&](auto t) {
     dispatch_float(boxes, [&](auto b) {
-      dispatch_winner(winner, [&](auto w) {
-        forward<typename decltype(t)::type, typename decltype(b)::type, typename decltype(w)::type>(
-            output, winner, input, boxes, spatial_scale);
-      });
+      forward<typename decltype(t)::type, typename decltype(b)::type>(output, winner, input, boxes, spatial_scale);
     });
   });
 }
 
 void roi_pool_backward_cpu(const TensorView& grad_input, const TensorView& grad_output, const TensorView& winner,
                            const TensorView& boxes, double /* the winners say it all */) {
-  check_ndim(grad_input, 4, "[N, C, H, W]");
-  check_ndim(boxes, 2, "[K, 5]");
-  check_ndim(grad_output, 4, "[K, C, PH, PW]");
-  check_boxes_view(boxes, grad_input);
-  check_shape(grad_output, {boxes.shape[0], grad_input.shape[1], grad_output.shape[2], grad_output.shape[3]},
-              "[K, C, PH, PW]");
-  check_same_dtype(grad_output, grad_input);
-  check_same_device(grad_output, grad_input);
-  check_layout(grad_input, grad_input);
-  check_layout(grad_output, grad_input);
-  check_winner(winner, grad_output, grad_input.shape[2], grad_input.shape[3]);
-  dispatch_float(grad_input, [&](auto t) {
+  check_pair(grad_input, grad_output, boxes);
+  check_winner(winner, grad_output, grad_input);
+  dispatch_float_or_half(grad_input, [&](auto t) {
     dispatch_float(boxes, [&](auto b) {
-      dispatch_winner(winner, [&](auto w) {
-        backward<typename decltype(t)::type, typename decltype(b)::type, typename decltype(w)::type>(
-            grad_input, grad_output, winner, boxes);
-      });
+      backward<typename decltype(t)::type, typename decltype(b)::type>(grad_input, grad_output, winner, boxes);
     });
   });
 }
