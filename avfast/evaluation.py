@@ -123,10 +123,10 @@ def detect_events(predictions: Predictions, thresholds: Thresholds) -> dict[str,
     """Which classes are heard when, decided with what clip labels alone can teach.
 
     The audio view scores a clip by the mean over its segments of their evidence ``A * D / ||phi||``. A
-    segment is active for a class if its own evidence reaches the threshold that the view's clip scores must
-    reach, and if the clip as a whole is predicted positive. So a clip that is positive by its sound always
-    has an active segment, and nothing is tuned on annotated intervals. Negative evidence speaks against a
-    class and never counts as active.
+    segment is active for a class if the clip as a whole is predicted positive, and the segment's own evidence
+    both speaks for the class (it is above zero, the boundary that the hinge loss teaches) and reaches the
+    threshold that the view's clip scores must reach. Nothing is tuned on annotated intervals. Of overlapping
+    segments, each stands for the time that is nearest to its centre.
 
     Args:
         predictions: Of a model with an audio stream; without one nothing is detected.

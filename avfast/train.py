@@ -40,7 +40,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a preset is optimised."""
+    """How a model is optimised, by AdamW."""
 
     epochs: int
     batch_size: int
@@ -49,10 +49,12 @@ class Recipe:
     schedule: Literal["constant", "cosine"]
 
 
-RECIPES = {
-    "toy": Recipe(epochs=30, batch_size=16, lr=1e-3, weight_decay=1e-4, schedule="cosine"),
-    "paper": Recipe(epochs=12, batch_size=24, lr=1e-5, weight_decay=0.0, schedule="constant"),
-}
+FROM_SCRATCH = Recipe(epochs=12, batch_size=16, lr=2e-3, weight_decay=1e-4, schedule="cosine")
+FEW_CLIPS = Recipe(epochs=40, batch_size=16, lr=1e-3, weight_decay=1e-4, schedule="cosine")
+PAPER = Recipe(epochs=12, batch_size=24, lr=1e-5, weight_decay=0.0, schedule="constant")
+
+RECIPES = {"toy": FROM_SCRATCH, "efficientnet-lite0": FEW_CLIPS, "alexnet": PAPER, "vgg16": PAPER}
+"""By visual backbone."""
 
 
 @dataclass
@@ -62,7 +64,7 @@ class Options:
     system: str = "av-two-stream"
     """Which system to train."""
     preset: Literal["toy", "paper"] = "toy"
-    """toy: small networks trained from scratch on a laptop. paper: VGG16 and VGGish as published."""
+    """toy: small networks trained from scratch on a laptop. paper: AlexNet and VGGish as published."""
     out: Path = Path("runs/av-two-stream")
     """Folder of the run; must be new or empty, unless --resume is given."""
     resume: bool = False
@@ -84,15 +86,15 @@ class Options:
     proposals: int | None = None
     """Regions per frame, the best by objectness. Default: the preset's."""
     epochs: int | None = None
-    """Passes over the training split. Default: the preset's."""
+    """Passes over the training split. Default: what suits the backbone."""
     batch_size: int | None = None
-    """Clips per step. Default: the preset's."""
+    """Clips per step. Default: what suits the backbone."""
     lr: float | None = None
-    """Learning rate of Adam. Default: the preset's."""
+    """Learning rate of Adam. Default: what suits the backbone."""
     weight_decay: float | None = None
-    """Decoupled weight decay. Default: the preset's."""
+    """Decoupled weight decay. Default: what suits the backbone."""
     schedule: Literal["constant", "cosine"] | None = None
-    """Learning rate over the steps; cosine falls to zero. Default: the preset's."""
+    """Learning rate over the steps; cosine falls to zero. Default: what suits the backbone."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     workers: int = 0
@@ -125,7 +127,8 @@ class Progress:
 def main(options: Options) -> None:
     """Train, then report on the test split."""
     device, ops = pick_device(options.device)
-    config, recipe = model_config(options), training_recipe(options)
+    config = model_config(options)
+    recipe = training_recipe(options, config.backbone)
     check_folder(options.out, options.resume)
     splits = {split: open_split(options.data, split, config) for split in ("train", "val", "test")}
     counts = ", ".join(f"{len(dataset)} {split}" for split, dataset in splits.items())
@@ -154,10 +157,10 @@ def model_config(options: Options) -> ModelConfig:
         raise InputError(f"--{str(error).replace('_', '-', 1)}") from error
 
 
-def training_recipe(options: Options) -> Recipe:
-    """The preset's recipe with what the options change."""
-    changes = {name: getattr(options, name) for name in asdict(RECIPES[options.preset])}
-    recipe = replace(RECIPES[options.preset], **{k: v for k, v in changes.items() if v is not None})
+def training_recipe(options: Options, backbone: str) -> Recipe:
+    """The backbone's recipe with what the options change."""
+    changes = {name: getattr(options, name) for name in asdict(RECIPES[backbone])}
+    recipe = replace(RECIPES[backbone], **{k: v for k, v in changes.items() if v is not None})
     for name in ("epochs", "batch_size", "lr"):
         if not 0 < getattr(recipe, name) < math.inf:
             raise InputError(
