@@ -1,0 +1,340 @@
+"""The preparation job: every clip accounted for, the same bytes however it ran."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+from media_maker import grey_frames, tone, write_media
+
+from avfast.data import preparation, shards
+from avfast.data.labels import Annotation, Annotations, annotations_csv, read_labels
+from avfast.data.logmel import VGGishLogMel
+from avfast.data.preparation import Outcome, Settings, prepare, read_manifest
+from avfast.data.proposals import EdgeBoxesParameters
+from avfast.data.shards import ShardDataset
+from avfast.errors import InputError
+from avfast.prepare import Options, main
+
+SETTINGS = Settings(proposals=5, edge_boxes=EdgeBoxesParameters(min_box_area=200.0))
+COPIES = 20
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Good clips under several names, and clips that lack something or everything."""
+    folder = tmp_path_factory.mktemp("source")
+    frames = grey_frames(12)
+    for index, frame in enumerate(frames):
+        frame[10:40, 10 + index : 40 + index] = (200, 30, 90)
+    whole = write_media(folder / "whole.mp4", frames, sound=tone(440, 3, 16_000))
+    for index in range(COPIES):
+        shutil.copy(whole, folder / f"copy{index:02d}.mp4")
+    write_media(folder / "silent.mp4", frames)
+    soundfile.write(folder / "blind.wav", tone(300, 2, 22_050)[0], 22_050)
+    (folder / "empty.mp4").touch()
+    (folder / "garbage.mp4").write_bytes(bytes(range(256)) * 20)
+    (folder / "escape.mp4").symlink_to(write_media(folder.parent / "outside.mp4", frames))
+    return folder
+
+
+def labels_csv(folder: Path, *rows: str) -> Path:
+    path = folder / "labels.csv"
+    path.write_text("clip,labels,split,audio\n" + "".join(f"{row}\n" for row in rows))
+    return path
+
+
+def copies_csv(folder: Path) -> Path:
+    rows = (
+        f"copy{index:02d}.mp4,{'cat' if index % 3 else 'dog'},{'test' if index % 4 else 'train'},"
+        for index in range(COPIES)
+    )
+    return labels_csv(folder, *rows)
+
+
+def job(
+    source: Path, labels: Path, out: Path, settings: Settings = SETTINGS, workers: int = 1
+) -> list[Outcome]:
+    return prepare(source, read_labels(labels, source), out, settings, workers)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    job(source, copies_csv(folder), folder / "out")
+    return contents(folder / "out")
+
+
+def test_every_clip_is_accounted_for(source: Path, tmp_path: Path) -> None:
+    labels = labels_csv(
+        tmp_path,
+        "whole.mp4,cat,train,",
+        "silent.mp4,cat;dog,train,",
+        "blind.wav,dog,train,",
+        "empty.mp4,cat,val,",
+        "garbage.mp4,cat,val,",
+        "escape.mp4,cat,val,",
+        "../outside.mp4,cat,val,",
+        "/etc/hostname,cat,val,",
+        "none.mp4,,test,",
+        "copy00.mp4,dog,test,blind.wav",
+        "copy01.mp4,dog,test,none.wav",
+    )
+    outcomes = job(source, labels, tmp_path / "out")
+    assert outcomes == read_manifest(tmp_path / "out" / "manifest.csv")
+    found = {outcome.clip: (outcome.status, outcome.reason) for outcome in outcomes}
+    assert list(found) == sorted(found)
+    assert len(found) == 11
+    assert found["whole.mp4"] == found["copy00.mp4"] == ("ok", "")
+    assert found["silent.mp4"] == ("ok", "no sound")
+    assert found["blind.wav"][0] == "ok"
+    assert "no picture" in found["blind.wav"][1]
+    assert found["empty.mp4"] == ("skipped", "the file is empty")
+    assert found["garbage.mp4"][0] == "skipped"
+    assert "cannot be read" in found["garbage.mp4"][1]
+    for outside in ("escape.mp4", "../outside.mp4", "/etc/hostname"):
+        assert found[outside][0] == "skipped"
+        assert "outside the source folder" in found[outside][1]
+    assert found["none.mp4"][0] == found["copy01.mp4"][0] == "skipped"
+    assert "no such file" in found["none.mp4"][1]
+    assert "none.wav" in found["copy01.mp4"][1]
+    assert sorted(contents(tmp_path / "out")) == [
+        "index.json",
+        "manifest.csv",
+        "test-00000.tar",
+        "train-00000.tar",
+    ]
+
+
+def test_what_training_sees(source: Path, tmp_path: Path) -> None:
+    labels = labels_csv(tmp_path, "whole.mp4,cat,train,", "copy00.mp4,cat,train,blind.wav")
+    truth = Annotations((Annotation("whole.mp4", "visual", "cat", 0, 0, (10, 10, 40, 40)),))
+    (tmp_path / "annotations.csv").write_text(annotations_csv(truth))
+    job(source, labels, tmp_path / "out")
+    clips = ShardDataset(tmp_path / "out", "train", 48, 5, VGGishLogMel())
+    assert clips.annotations() == truth
+    sidecar, whole = clips[0], clips[1]
+    assert whole.frame_times.tolist() == [0, 1, 2]
+    assert whole.frame_size == (64, 48)
+    assert len(sidecar.audio) == 3  # two seconds of the wav file
+    assert len(whole.audio) in (5, 6)  # three seconds, and what AAC adds
+    assert whole.boxes[0].tolist() == pytest.approx([10 * 48 / 64, 10, 40 * 48 / 64, 40], abs=6)
+
+
+def test_workers_do_not_change_a_byte(source: Path, tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+    job(source, copies_csv(tmp_path), tmp_path / "out", workers=2)
+    assert contents(tmp_path / "out") == uninterrupted
+
+
+@contextlib.contextmanager
+def program(source: Path, labels: Path, out: Path, workers: int) -> Iterator[subprocess.Popen[bytes]]:
+    """``python -m avfast.prepare`` with the settings of these tests, in a process group of its own."""
+    command = [sys.executable, "-m", "avfast.prepare", source, "--labels", labels, "--out", out]
+    options = ["--workers", workers, "--proposals", 5, "--min-box-area", 200]
+    process = subprocess.Popen([str(part) for part in command + options], start_new_session=True)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_kill_and_run_again(source: Path, tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+    labels, out = copies_csv(tmp_path), tmp_path / "out"
+    with program(source, labels, out, workers=2):
+        deadline = time.monotonic() + 120
+        while len(list((out / ".staging").glob("*.tar"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.005)
+    survived = len(list((out / ".staging").glob("*.tar")))
+    assert 2 <= survived < COPIES
+    assert not (out / "index.json").exists()
+    with program(source, labels, out, workers=2) as again:
+        assert again.wait(timeout=120) == 0
+    assert contents(out) == uninterrupted
+
+
+class Killed(BaseException):
+    """Stands for a process that is gone."""
+
+
+def test_only_what_is_missing_is_done_again(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict[str, bytes]
+) -> None:
+    labels, out = copies_csv(tmp_path), tmp_path / "out"
+    real, calls = preparation.prepare_clip, []
+
+    def prepare_some(task: preparation._Task, settings: Settings) -> Outcome:
+        if len(calls) == 5:
+            raise Killed
+        calls.append(task.clip.clip)
+        return real(task, settings)
+
+    monkeypatch.setattr(preparation, "prepare_clip", prepare_some)
+    with pytest.raises(Killed):
+        job(source, labels, out)
+    first = list(calls)
+    calls.clear()
+    monkeypatch.setattr(
+        preparation, "prepare_clip", lambda *task: calls.append(task[0].clip.clip) or real(*task)
+    )
+    job(source, labels, out)
+    assert len(first) == 5
+    assert not set(first) & set(calls)
+    assert len(calls) == COPIES - 5
+    assert contents(out) == uninterrupted
+
+
+def test_killed_while_packing(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict[str, bytes]
+) -> None:
+    labels, out = copies_csv(tmp_path), tmp_path / "out"
+    real = shards.write_shards
+
+    def write_half(root: Path, *rest: object) -> None:
+        (root / "train-00000.tar").write_bytes(b"half")
+        (root / ".tmp-leftover").write_bytes(b"half")
+        raise Killed
+
+    monkeypatch.setattr(shards, "write_shards", write_half)
+    with pytest.raises(Killed):
+        job(source, labels, out)
+    monkeypatch.setattr(shards, "write_shards", real)
+    monkeypatch.setattr(preparation, "prepare_clip", None)  # all clips are staged
+    job(source, labels, out)
+    assert contents(out) == uninterrupted
+
+
+def test_finished_work_is_left_alone(source: Path, tmp_path: Path) -> None:
+    labels, out = labels_csv(tmp_path, "whole.mp4,cat,train,", "none.mp4,,train,"), tmp_path / "out"
+    first = job(source, labels, out)
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert job(source, labels, out) == first
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    with pytest.raises(InputError, match="other labels or options; choose another --out"):
+        job(source, labels, out, Settings(fps=2))
+    labels_csv(tmp_path, "whole.mp4,dog,train,")
+    with pytest.raises(InputError, match="other labels or options"):
+        job(source, labels, out)
+
+
+def test_unfinished_work_with_other_options(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels, out = labels_csv(tmp_path, "whole.mp4,cat,train,"), tmp_path / "out"
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(shards, "write_shards", killed)
+    with pytest.raises(Killed):
+        job(source, labels, out)
+    with pytest.raises(InputError, match=r"\.staging: unfinished work with other options"):
+        job(source, labels, out, Settings(fps=2))
+
+
+def test_a_changed_file_is_prepared_again(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    shutil.copy(source / "whole.mp4", own / "a.mp4")
+    labels, out = labels_csv(tmp_path, "a.mp4,cat,train,"), tmp_path / "out"
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "write_shards", killed)
+        with pytest.raises(Killed):
+            job(own, labels, out)
+    shutil.copy(source / "silent.mp4", own / "a.mp4")
+    assert job(own, labels, out) == [Outcome("a.mp4", "ok", "no sound")]
+    assert len(ShardDataset(out, "train", 32, 5, VGGishLogMel())[0].audio) == 0
+
+
+def test_nothing_could_be_prepared(source: Path, tmp_path: Path) -> None:
+    labels = labels_csv(tmp_path, "empty.mp4,cat,train,", "none.mp4,cat,train,")
+    with pytest.raises(InputError, match=r"manifest\.csv: no clip could be prepared"):
+        job(source, labels, tmp_path / "out")
+    assert len(read_manifest(tmp_path / "out" / "manifest.csv")) == 2
+    assert not (tmp_path / "out" / "index.json").exists()
+
+
+def test_one_bad_clip_does_not_end_the_job(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = preparation.read_frames
+
+    def read_frames(path: Path, *rest: float) -> object:
+        if path.name == "copy00.mp4":
+            raise RuntimeError("decoder bug")
+        return real(path, *rest)
+
+    monkeypatch.setattr(preparation, "read_frames", read_frames)
+    labels = labels_csv(tmp_path, "copy00.mp4,cat,train,", "copy01.mp4,cat,train,")
+    first, second = job(source, labels, tmp_path / "out")
+    assert first == Outcome("copy00.mp4", "skipped", "RuntimeError: decoder bug")
+    assert second.status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["SOURCE", "--out", "out"], "--labels"),
+        (["nowhere", "--labels", "LABELS", "--out", "out"], "nowhere: no such folder"),
+        (["SOURCE", "--labels", "none.csv", "--out", "out"], "none.csv: no such file"),
+        (["SOURCE", "--labels", "LABELS", "--out", "LABELS"], "labels.csv: File exists"),
+    ],
+)
+def test_complaints(source: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    places = {"SOURCE": str(source), "LABELS": str(labels_csv(tmp_path, "whole.mp4,cat,train,"))}
+    command = [sys.executable, "-m", "avfast.prepare", *(places.get(part, part) for part in arguments)]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("avfast.prepare: error: ")
+    assert ended.stderr.count("\n") == 1
+    assert message in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": 0}, "--workers: expected more than 0"),
+        ({"nms_iou": 2.0}, "--nms-iou: expected at most 1"),
+        ({"edge_model": Path("none.gz")}, r"none\.gz: no such file"),
+    ],
+)
+def test_impossible_options(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        main(Options(source=tmp_path, labels=tmp_path / "labels.csv", out=tmp_path / "out", **options))
+
+
+@pytest.mark.slow
+def test_odd_clips(odd_clips: Path, tmp_path: Path) -> None:
+    names = sorted(path.name for path in odd_clips.iterdir())
+    labels = labels_csv(tmp_path, *(f"{name},x,train," for name in names))
+    outcomes = {o.clip: (o.status, o.reason) for o in job(odd_clips, labels, tmp_path / "out", Settings(), 2)}
+    assert outcomes == {
+        "-video-with-dash-.mp4": ("ok", "no sound"),
+        "empty.webm": ("skipped", "the file is empty"),
+        "fire2.mp4": ("ok", ""),
+        "no_audio.mp4": ("ok", "no sound"),
+        "no_duration.webm": ("ok", ""),
+    }
+    clips = ShardDataset(tmp_path / "out", "train", 64, 10, VGGishLogMel())
+    assert all(len(clips[index].frames) > 0 for index in range(len(clips)))
