@@ -13,7 +13,7 @@ import pytest
 import tiny_shards
 import torch
 
-from avfast import checkpoint, evaluate, evaluation, train
+from avfast import checkpoint, cli, evaluate, evaluation, train
 from avfast.data.labels import Annotation, Annotations
 from avfast.errors import InputError
 from avfast.evaluation import Predictions, Segments, Thresholds
@@ -77,25 +77,44 @@ def test_weights_of_another_architecture_are_refused(finished: Path, tmp_path: P
         evaluate.main(evaluate.Options(tmp_path, device="cpu"))
 
 
-def test_the_command_line(finished: Path, tmp_path: Path) -> None:
+def test_the_program_prints_a_table_and_its_manual(finished: Path) -> None:
     program = [sys.executable, "-m", "avfast.evaluate"]
     shown = subprocess.run([*program, str(finished), "--device", "cpu"], capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
     assert "micro-F1" in shown.stdout
-    (tmp_path / "best.pt").write_bytes(b"")
-    for arguments in (
-        [str(tmp_path / "absent")],
-        [str(tmp_path)],
-        [str(finished), "--data", str(tmp_path)],
-        [],
-    ):
-        result = subprocess.run([*program, *arguments], capture_output=True, text=True)
-        assert result.returncode == 2
-        assert result.stderr.startswith("avfast.evaluate: error: ")
-        assert result.stderr.count("\n") == 1
     shown = subprocess.run([*program, "--help"], capture_output=True, text=True)
     assert shown.returncode == 0
     assert "python -m avfast.evaluate runs/first" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{tmp}/absent"], "absent: no such run"),
+        (["{tmp}"], "best.pt: damaged"),
+        (["{run}", "--data", "{tmp}"], "index.json: no such file"),
+        ([], "run"),
+        (["{run}", "--split", "half"], "split"),
+    ],
+)
+def test_bad_usage_ends_with_code_2_and_one_line(
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    (tmp_path / "best.pt").write_bytes(b"")
+    places = {"run": finished, "tmp": tmp_path}
+    monkeypatch.setattr(sys, "argv", ["evaluate", *(text.format(**places) for text in arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(evaluate.main, evaluate.Options)
+    assert stop.value.code == 2
+    complaint = capsys.readouterr().err
+    assert complaint.startswith("avfast.evaluate: error: ")
+    assert message in complaint.lower()
+    assert complaint.count("\n") == 1
 
 
 # --- predictions ------------------------------------------------------------------------------------

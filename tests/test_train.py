@@ -18,7 +18,7 @@ import pytest
 import tiny_shards
 import torch
 
-from avfast import checkpoint, metrics, train
+from avfast import checkpoint, cli, metrics, train
 from avfast.errors import InputError
 
 EPOCHS, BATCH = 2, 5
@@ -261,19 +261,38 @@ def test_tensorboard_events_are_written(data: Path, tmp_path: Path) -> None:
 # --- the program ------------------------------------------------------------------------------------
 
 
-def test_the_command_line(data: Path, finished: Path, tmp_path: Path) -> None:
+def test_help_is_the_manual() -> None:
     shown = run([sys.executable, "-m", "avfast.train", "--help"])
     assert shown.returncode == 0
     assert "python -m avfast.train --out runs/first" in shown.stdout
-    for arguments in (
-        command(tmp_path / "absent", tmp_path / "out"),
-        command(data, finished),
-        command(data, tmp_path / "out", "--no-such-option"),
-    ):
-        result = run(arguments)
-        assert result.returncode == 2
-        assert result.stderr.startswith("avfast.train: error: ")
-        assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--data", "absent"], "absent"),
+        (["--resume"], "nothing to resume"),
+        (["--no-such-option"], "no-such-option"),
+        (["--epochs", "many"], "epochs"),
+    ],
+)
+def test_bad_usage_ends_with_code_2_and_one_line(
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setattr(sys, "argv", [*command(data, tmp_path / "out")[2:], *more])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(train.main, train.Options)
+    assert stop.value.code == 2
+    complaint = capsys.readouterr().err
+    assert complaint.startswith("avfast.train: error: ")
+    assert message in complaint
+    assert complaint.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_start_line_says_what_runs(
