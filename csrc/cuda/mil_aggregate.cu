@@ -68,7 +68,6 @@ struct BagValues {
   __device__ const T& at(int64_t bag, int64_t c) const { return data[bag * bag_stride + c * class_stride]; }
 };
 
-// Of one (bag, class): the greatest logit, and the sums of std::exp(logit - peak) and of score * std::exp(logit -
 // Of one (bag, class): the greatest logit, and the sums of exp(logit - peak) and of score * exp(logit - peak).
 template <typename Acc>
 struct Column {

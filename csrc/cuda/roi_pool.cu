@@ -1,70 +1,11 @@
 // RoI max pooling on CUDA: one launch forward, one backward, no float atomics.
-#include <cmath>
-
 #include "launch.cuh"
 #include "roi_pool.h"
-#include "roi_pool_bins.h"
+#include "roi_pool_boxes.cuh"
 #include "scalar.cuh"
 
 namespace avfast {
 namespace {
-
-constexpr int32_t kEmptyBin = std::numeric_limits<int32_t>::max();
-
-// The boxes [K, 5] and the geometry they are pooled with. Boxes of float64 are rounded to cells in float64.
-struct Boxes {
-  const void* data;
-  bool is_double;
-  double spatial_scale;
-  int64_t count, images;
-  int32_t height, width;
-  int32_t pooled_height, pooled_width;
-
-  __host__ __device__ int32_t bins() const { return pooled_height * pooled_width; }
-  __host__ __device__ int64_t cells() const { return static_cast<int64_t>(height) * width; }
-};
-
-struct Window {
-  BinRange rows, columns;
-
-  __device__ bool empty() const { return rows.end <= rows.begin || columns.end <= columns.begin; }
-};
-
-// The image that box `k` lies in; -1 for a box with a NaN or a batch index out of range.
-__device__ int64_t box_image(const Boxes& boxes, int64_t k) {
-  const auto image = [&](const auto* box) {
-    return roi_is_valid(box, boxes.images) ? static_cast<int64_t>(box[0]) : int64_t{-1};
-  };
-  return boxes.is_double ? image(static_cast<const double*>(boxes.data) + 5 * k)
-                         : image(static_cast<const float*>(boxes.data) + 5 * k);
-}
-
-template <typename T>
-__device__ BinRange box_rows(const Boxes& boxes, const T* box, int32_t first_bin, int32_t last_bin) {
-  const RoiAxis<T> axis = roi_axis(box[2], box[4], static_cast<T>(boxes.spatial_scale), boxes.pooled_height);
-  return {roi_bin(axis, first_bin, boxes.height).begin, roi_bin(axis, last_bin, boxes.height).end};
-}
-
-// The rows of the map that bins [first_bin, last_bin] of box `k` cover, along its height.
-__device__ BinRange box_rows(const Boxes& boxes, int64_t k, int32_t first_bin, int32_t last_bin) {
-  return boxes.is_double ? box_rows(boxes, static_cast<const double*>(boxes.data) + 5 * k, first_bin, last_bin)
-                         : box_rows(boxes, static_cast<const float*>(boxes.data) + 5 * k, first_bin, last_bin);
-}
-
-template <typename T>
-__device__ BinRange box_columns(const Boxes& boxes, const T* box, int32_t bin) {
-  const RoiAxis<T> axis = roi_axis(box[1], box[3], static_cast<T>(boxes.spatial_scale), boxes.pooled_width);
-  return roi_bin(axis, bin, boxes.width);
-}
-
-// The cells of bin `bin` (row-major) of box `k`.
-__device__ Window bin_window(const Boxes& boxes, int64_t k, int32_t bin) {
-  const int32_t ph = bin / boxes.pooled_width;
-  const int32_t pw = bin % boxes.pooled_width;
-  return {box_rows(boxes, k, ph, ph), boxes.is_double
-                                          ? box_columns(boxes, static_cast<const double*>(boxes.data) + 5 * k, pw)
-                                          : box_columns(boxes, static_cast<const float*>(boxes.data) + 5 * k, pw)};
-}
 
 // --- forward ---------------------------------------------------------------------------------------------------
 
@@ -113,17 +54,11 @@ __device__ Maxima<T, kVec> max_over(const T* map, int64_t cell_stride, const Win
   return best;
 }
 
-// The winners [K, C, PH, PW] in whichever type holds the map's cells; nowhere where `data` is null.
-struct Winners {
-  void* data;
-  Dtype dtype;
-};
-
 template <typename Winner, int kVec>
 __device__ void store_cells(void* winners, int64_t at, const int32_t (&cells)[kVec]) {
   Vector<Winner, kVec> values;
 #pragma unroll
-  for (int j = 0; j < kVec; ++j) values.data[j] = static_cast<Winner>(cells[j]);  // kEmptyBin: all bits but a sign
+  for (int j = 0; j < kVec; ++j) values.data[j] = static_cast<Winner>(cells[j]);
   store_vector(static_cast<Winner*>(winners) + at, values);
 }
 
@@ -205,18 +140,31 @@ constexpr int kBoxesPerThread = 8;
 // Loads in flight before their values are used.
 constexpr int kBatch = 8;
 
-// One box's bins as one channel sees them.
-template <typename T, typename Winner>
+// The part of a map that a block owns: a run of cells in row-major order, and the rows that they touch.
+struct MapTile {
+  int64_t image;
+  int32_t begin, cells;
+  BinRange rows;
+
+  __device__ MapTile(const Boxes& boxes, int64_t image, int32_t index, int32_t most_cells) : image(image) {
+    begin = index * most_cells;
+    cells = static_cast<int32_t>(min(static_cast<int64_t>(most_cells), boxes.cells() - begin));
+    rows = {begin / boxes.width, (begin + cells - 1) / boxes.width + 1};
+  }
+};
+
+// One channel of one box: bin b lies at [b * stride].
+template <typename T>
 struct BinGradients {
   const T* gradient;
-  const Winner* winner;
+  const void* winner;
   int64_t stride;
 };
 
-// Adds bins [begin, end) of one channel to the cells that won them, in order. Cell `tile_begin` lies at sums[0].
-template <typename T, typename Winner>
-__device__ void add_bins(Accumulator<T>* sums, int32_t sums_stride, const BinGradients<T, Winner>& bins, int32_t begin,
-                         int32_t end, int32_t tile_begin, int32_t tile_cells) {
+// Adds bins [begin, end) of one channel to the cells that won them, in order. The tile's first cell lies at sums[0].
+template <typename Winner, typename T>
+__device__ void add_bins(Accumulator<T>* sums, int32_t sums_stride, const BinGradients<T>& bins, int32_t begin,
+                         int32_t end, const MapTile& tile) {
   for (int32_t first = begin; first < end; first += kBatch) {
     T gradient[kBatch];
     Winner winner[kBatch];
@@ -224,16 +172,27 @@ __device__ void add_bins(Accumulator<T>* sums, int32_t sums_stride, const BinGra
     for (int j = 0; j < kBatch; ++j) {
       const int64_t at = min(first + j, end - 1) * bins.stride;
       gradient[j] = bins.gradient[at];
-      winner[j] = bins.winner[at];
+      winner[j] = static_cast<const Winner*>(bins.winner)[at];
     }
 #pragma unroll
     for (int j = 0; j < kBatch; ++j) {
       // An empty bin's winner exceeds every cell of the map, so it is outside every tile.
-      const uint32_t cell = static_cast<uint32_t>(winner[j]) - static_cast<uint32_t>(tile_begin);
-      if (first + j < end && cell < static_cast<uint32_t>(tile_cells))
+      const uint32_t cell = static_cast<uint32_t>(winner[j]) - static_cast<uint32_t>(tile.begin);
+      if (first + j < end && cell < static_cast<uint32_t>(tile.cells))
         sums[static_cast<int32_t>(cell) * sums_stride] += widen(gradient[j]);
     }
   }
+}
+
+template <typename T>
+__device__ void add_bins(Dtype winner_dtype, Accumulator<T>* sums, int32_t sums_stride, const BinGradients<T>& bins,
+                         int32_t begin, int32_t end, const MapTile& tile) {
+  if (winner_dtype == Dtype::kUInt8)
+    add_bins<uint8_t>(sums, sums_stride, bins, begin, end, tile);
+  else if (winner_dtype == Dtype::kUInt16)
+    add_bins<uint16_t>(sums, sums_stride, bins, begin, end, tile);
+  else
+    add_bins<int32_t>(sums, sums_stride, bins, begin, end, tile);
 }
 
 // One warp writes its channels' tiles, `stride` apart in shared memory, to planes of `cells` cells.
@@ -257,13 +216,33 @@ __device__ void store_planes(T* to, int64_t cells, const Accumulator<T>* sums, i
   }
 }
 
-// The pooled rows of box `k` whose bins reach rows [rows.begin, rows.end) of the map.
-__device__ BinRange pooled_rows_over(const Boxes& boxes, int64_t k, BinRange rows) {
+// The pooled rows of box `k` whose bins reach the tile.
+__device__ BinRange pooled_rows_over(const Boxes& boxes, int64_t k, const MapTile& tile) {
   BinRange pooled = {0, boxes.pooled_height};
-  while (pooled.begin < pooled.end && box_rows(boxes, k, pooled.begin, pooled.begin).end <= rows.begin) ++pooled.begin;
-  while (pooled.end > pooled.begin && box_rows(boxes, k, pooled.end - 1, pooled.end - 1).begin >= rows.end)
+  if (tile.cells == boxes.cells()) return pooled;
+  while (pooled.begin < pooled.end && box_rows(boxes, k, pooled.begin, pooled.begin).end <= tile.rows.begin)
+    ++pooled.begin;
+  while (pooled.end > pooled.begin && box_rows(boxes, k, pooled.end - 1, pooled.end - 1).begin >= tile.rows.end)
     --pooled.end;
   return pooled;
+}
+
+// Bit i of hits[w] says whether box first + 32 w + i reaches the tile. Called by the whole block.
+__device__ void list_boxes(uint32_t* hits, const Boxes& boxes, int64_t first, const MapTile& tile) {
+  __syncthreads();  // the list of the last round has been read
+#pragma unroll
+  for (int i = 0; i < kBoxesPerThread; ++i) {
+    const int32_t index = i * blockDim.x + threadIdx.x;
+    const int64_t k = first + index;
+    bool hit = k < boxes.count && box_image(boxes, k) == tile.image;
+    if (hit) {
+      const BinRange rows = box_rows(boxes, k, 0, boxes.pooled_height - 1);
+      hit = rows.begin < tile.rows.end && rows.end > tile.rows.begin;
+    }
+    const uint32_t ballot = __ballot_sync(kFullWarp, hit);
+    if (index % kWarpSize == 0) hits[index / kWarpSize] = ballot;
+  }
+  __syncthreads();
 }
 
 // How the backward pass is cut: a block owns a tile of one image's map in blockDim.x channels, one per thread.
@@ -273,100 +252,98 @@ struct BackwardTiles {
   int32_t stage_bytes;  // contiguous: of one warp's copy of a box's gradients and winners; 0 for none
 };
 
+// The 32 channels of a warp, fewer at the end; the thread's own is first + lane.
+struct WarpChannels {
+  int64_t first;
+  int32_t count, lane;
+
+  __device__ bool has_own() const { return lane < count; }
+};
+
+// A warp adds one box to its sums. Contiguous gradients of 32 channels are one run of memory: where all of it is
+// needed, it is copied to `stage` by 16-byte accesses. Channels-last ones are read by neighbouring threads side by
+// side.
+template <bool kChannelsLast, typename T>
+__device__ void add_box(Accumulator<T>* sums, int32_t sums_stride, T* stage, const T* grad_output,
+                        const Winners& winners, const Boxes& boxes, int64_t k, int64_t channels,
+                        const WarpChannels& own, const MapTile& tile) {
+  const BinRange pooled = pooled_rows_over(boxes, k, tile);
+  const int32_t bins = boxes.bins();
+  const auto* winner = static_cast<const unsigned char*>(winners.data);
+  const bool staged = !kChannelsLast && stage != nullptr && pooled.end - pooled.begin == boxes.pooled_height;
+  const int64_t run = (k * channels + own.first) * bins;
+  BinGradients<T> gradients;
+  if (kChannelsLast) {
+    const int64_t at = k * channels * bins + own.first + own.lane;
+    gradients = {grad_output + at, winner + at * winners.size(), channels};
+  } else if (staged) {
+    auto* stage_winner = reinterpret_cast<unsigned char*>(stage + kWarpSize * bins);
+    copy_to_shared(stage, grad_output + run, own.count * bins, own.lane, kWarpSize);
+    copy_to_shared(stage_winner, winner + run * winners.size(), own.count * bins * winners.size(), own.lane, kWarpSize);
+    __syncwarp();
+    gradients = {stage + own.lane * bins, stage_winner + own.lane * bins * winners.size(), 1};
+  } else {
+    const int64_t at = run + static_cast<int64_t>(own.lane) * bins;
+    gradients = {grad_output + at, winner + at * winners.size(), 1};
+  }
+  if (own.has_own())
+    add_bins(winners.dtype, sums, sums_stride, gradients, pooled.begin * boxes.pooled_width,
+             pooled.end * boxes.pooled_width, tile);
+  if (staged) __syncwarp();  // before the next box overwrites the copy
+}
+
 // Every sum is built in shared memory by the one thread that owns its channel, in the order of boxes and bins, so the
 // result is the same in every run. The block finds its image's boxes itself: each thread tests some, and the ballots
 // of the warps are the list.
-template <typename T, typename Winner, bool kChannelsLast>
-__global__ void roi_pool_backward_kernel(T* grad_input, const T* grad_output, const Winner* winner, Boxes boxes,
+template <typename T, bool kChannelsLast>
+__global__ void roi_pool_backward_kernel(T* grad_input, const T* grad_output, Winners winners, Boxes boxes,
                                          int64_t channels, BackwardTiles tiles) {
   using Acc = Accumulator<T>;
   const int32_t threads = blockDim.x;
-  const int32_t rank = threadIdx.x;
-  const int32_t lane = rank % kWarpSize;
-  const int32_t warp = rank / kWarpSize;
   const int32_t warps = threads / kWarpSize;
+  const int32_t warp = threadIdx.x / kWarpSize;
   const int64_t cells = boxes.cells();
-  const int32_t bins = boxes.bins();
-
   const uint32_t groups = static_cast<uint32_t>((channels + threads - 1) / threads);
   const uint32_t tiles_per_map = static_cast<uint32_t>((cells + tiles.tile_cells - 1) / tiles.tile_cells);
-  const int64_t first_channel = static_cast<int64_t>(blockIdx.x % groups) * threads;
-  const int32_t tile_begin = static_cast<int32_t>(blockIdx.x / groups % tiles_per_map) * tiles.tile_cells;
-  const int32_t tile_cells = static_cast<int32_t>(min(static_cast<int64_t>(tiles.tile_cells), cells - tile_begin));
-  const int64_t image = blockIdx.x / groups / tiles_per_map;
-  const BinRange tile_rows = {tile_begin / boxes.width, (tile_begin + tile_cells - 1) / boxes.width + 1};
+  const MapTile tile(boxes, blockIdx.x / groups / tiles_per_map, blockIdx.x / groups % tiles_per_map, tiles.tile_cells);
+  WarpChannels own;
+  own.first = static_cast<int64_t>(blockIdx.x % groups) * threads + warp * kWarpSize;
+  own.count = static_cast<int32_t>(max(int64_t{0}, min(int64_t{kWarpSize}, channels - own.first)));
+  own.lane = threadIdx.x % kWarpSize;
 
-  const int64_t warp_channel = first_channel + warp * kWarpSize;
-  const int32_t warp_channels = static_cast<int32_t>(max(int64_t{0}, min(int64_t{kWarpSize}, channels - warp_channel)));
-  const bool owns_channel = lane < warp_channels;
-
-  // Shared memory: the list of boxes, then per warp its copy of a box (contiguous only), then the sums.
+  // Shared memory: the list of boxes, then each warp's copy of a box (contiguous only), then the sums.
   uint32_t* hits = reinterpret_cast<uint32_t*>(shared_memory());
   unsigned char* stages = reinterpret_cast<unsigned char*>(hits + kBoxesPerThread * warps);
-  T* stage_gradient = reinterpret_cast<T*>(stages + warp * tiles.stage_bytes);
-  Winner* stage_winner = reinterpret_cast<Winner*>(stage_gradient + kWarpSize * bins);
+  T* stage = tiles.stage_bytes == 0 ? nullptr : reinterpret_cast<T*>(stages + warp * tiles.stage_bytes);
   Acc* all_sums = reinterpret_cast<Acc*>(stages + warps * tiles.stage_bytes);
   // Channels-last: a thread's sums lie blockDim.x apart, so a warp never meets a bank conflict.
-  Acc* sums = kChannelsLast ? all_sums + rank : all_sums + rank * tiles.sums_stride;
   const int32_t cell_stride = kChannelsLast ? threads : 1;
-  for (int32_t i = 0; i < tile_cells; ++i) sums[i * cell_stride] = 0;
+  Acc* sums = all_sums + threadIdx.x * (kChannelsLast ? 1 : tiles.sums_stride);
+  for (int32_t i = 0; i < tile.cells; ++i) sums[i * cell_stride] = 0;
 
   for (int64_t first = 0; first < boxes.count; first += kBoxesPerThread * threads) {
-    __syncthreads();  // the list of the last round has been read
-#pragma unroll
-    for (int i = 0; i < kBoxesPerThread; ++i) {
-      const int64_t k = first + i * threads + rank;
-      bool hit = k < boxes.count && box_image(boxes, k) == image;
-      if (hit) {
-        const BinRange rows = box_rows(boxes, k, 0, boxes.pooled_height - 1);
-        hit = rows.begin < tile_rows.end && rows.end > tile_rows.begin;
-      }
-      const uint32_t ballot = __ballot_sync(kFullWarp, hit);
-      if (lane == 0) hits[i * warps + warp] = ballot;
-    }
-    __syncthreads();
-    for (int32_t word = 0; word < kBoxesPerThread * warps; ++word) {
+    list_boxes(hits, boxes, first, tile);
+    for (int32_t word = 0; word < kBoxesPerThread * warps; ++word)
       for (uint32_t mask = hits[word]; mask != 0; mask &= mask - 1) {
         const int64_t k = first + word * kWarpSize + __ffs(static_cast<int>(mask)) - 1;
-        const BinRange pooled =
-            tile_cells == cells ? BinRange{0, boxes.pooled_height} : pooled_rows_over(boxes, k, tile_rows);
-        const int64_t run = (k * channels + warp_channel) * bins;  // contiguous: of this warp's channels
-        const bool staged = tiles.stage_bytes != 0 && pooled.end - pooled.begin == boxes.pooled_height;
-        if (!kChannelsLast && staged) {
-          copy_to_shared(stage_gradient, grad_output + run, warp_channels * bins, lane, kWarpSize);
-          copy_to_shared(stage_winner, winner + run, warp_channels * bins, lane, kWarpSize);
-          __syncwarp();
-        }
-        if (owns_channel) {
-          const int64_t own = static_cast<int64_t>(lane) * bins;
-          const int64_t at = k * bins * channels + warp_channel + lane;
-          const BinGradients<T, Winner> source =
-              kChannelsLast ? BinGradients<T, Winner>{grad_output + at, winner + at, channels}
-              : staged      ? BinGradients<T, Winner>{stage_gradient + own, stage_winner + own, 1}
-                            : BinGradients<T, Winner>{grad_output + run + own, winner + run + own, 1};
-          add_bins(sums, cell_stride, source, pooled.begin * boxes.pooled_width, pooled.end * boxes.pooled_width,
-                   tile_begin, tile_cells);
-        }
-        if (!kChannelsLast && staged) __syncwarp();  // before the next box overwrites the copy
+        add_box<kChannelsLast>(sums, cell_stride, stage, grad_output, winners, boxes, k, channels, own, tile);
       }
-    }
   }
 
   if (kChannelsLast) {
-    if (!owns_channel) return;
-    T* to = grad_input + (image * cells + tile_begin) * channels + warp_channel + lane;
-    for (int32_t i = 0; i < tile_cells; ++i) to[i * channels] = narrow<T>(sums[i * cell_stride]);
+    if (!own.has_own()) return;
+    T* to = grad_input + (tile.image * cells + tile.begin) * channels + own.first + own.lane;
+    for (int32_t i = 0; i < tile.cells; ++i) to[i * channels] = narrow<T>(sums[i * cell_stride]);
   } else {
     __syncwarp();
     const Acc* warp_sums = all_sums + warp * kWarpSize * tiles.sums_stride;
-    T* to = grad_input + (image * channels + warp_channel) * cells + tile_begin;
+    T* to = grad_input + (tile.image * channels + own.first) * cells + tile.begin;
     // Whole planes of several channels are one run of memory, so a vector may span two of them.
     constexpr int kVec = kVectorSize<T>;
-    const bool vectors = tile_cells == cells && is_vector_aligned(to) && warp_channels * tile_cells % kVec == 0;
-    if (vectors)
-      store_planes<T, kVec>(to, cells, warp_sums, tiles.sums_stride, warp_channels, tile_cells, lane);
+    if (tile.cells == cells && is_vector_aligned(to) && own.count * tile.cells % kVec == 0)
+      store_planes<T, kVec>(to, cells, warp_sums, tiles.sums_stride, own.count, tile.cells, own.lane);
     else
-      store_planes<T, 1>(to, cells, warp_sums, tiles.sums_stride, warp_channels, tile_cells, lane);
+      store_planes<T, 1>(to, cells, warp_sums, tiles.sums_stride, own.count, tile.cells, own.lane);
   }
 }
 
@@ -421,19 +398,6 @@ Boxes read_boxes(const TensorView& map, const TensorView& pooled, const TensorVi
           static_cast<int32_t>(pooled.shape[3])};
 }
 
-// Calls f(TypeTag<Winner>{}).
-template <typename F>
-void dispatch_winner(const TensorView& winner, F&& f) {
-  switch (winner.dtype) {
-    case Dtype::kUInt8:
-      return f(TypeTag<uint8_t>{});
-    case Dtype::kUInt16:
-      return f(TypeTag<uint16_t>{});
-    default:
-      return f(TypeTag<int32_t>{});
-  }
-}
-
 template <typename T>
 void forward_contiguous(T* output, const Winners& winners, const T* input, const Boxes& boxes, int64_t channels,
                         void* stream) {
@@ -478,8 +442,8 @@ void forward_channels_last(T* output, const Winners& winners, const T* input, co
 
 // Tiles as large as shared memory allows, then smaller ones while multiprocessors would be idle: rows of the map
 // divide the work almost evenly, since a block skips the bins that its rows cannot win.
-template <typename T, typename Winner>
-void backward(T* grad_input, const T* grad_output, const Winner* winner, const Boxes& boxes, int64_t channels,
+template <typename T>
+void backward(T* grad_input, const T* grad_output, const Winners& winners, const Boxes& boxes, int64_t channels,
               bool channels_last, void* stream) {
   constexpr int64_t kSumBytes = 1024;   // of one channel's sums
   constexpr int64_t kStageBytes = 384;  // of one channel's gradients and winners
@@ -495,7 +459,7 @@ void backward(T* grad_input, const T* grad_output, const Winner* winner, const B
   };
   while (blocks(1) < busy_blocks() && tile > boxes.width) tile = ceil_div(tile / boxes.width, 2) * boxes.width;
 
-  int64_t stage_bytes = boxes.bins() * static_cast<int64_t>(sizeof(T) + sizeof(Winner));
+  int64_t stage_bytes = boxes.bins() * (static_cast<int64_t>(sizeof(T)) + winners.size());
   if (channels_last || stage_bytes > kStageBytes) stage_bytes = 0;
   const int64_t sums_stride = channels_last ? tile : tile | 1;  // odd: channels meet in different banks
   const auto shared_bytes = [&](int64_t warps) {
@@ -510,10 +474,9 @@ void backward(T* grad_input, const T* grad_output, const Winner* winner, const B
   const char* name = "roi_pool_backward_kernel";
   const BackwardTiles tiles = {static_cast<int32_t>(tile), static_cast<int32_t>(sums_stride),
                                static_cast<int32_t>(kWarpSize * stage_bytes)};
-  const auto kernel =
-      channels_last ? roi_pool_backward_kernel<T, Winner, true> : roi_pool_backward_kernel<T, Winner, false>;
+  const auto kernel = channels_last ? roi_pool_backward_kernel<T, true> : roi_pool_backward_kernel<T, false>;
   launch(name, kernel, grid_of(blocks(warps), name), dim3(static_cast<unsigned>(warps * kWarpSize)),
-         shared_bytes(warps), stream, grad_input, grad_output, winner, boxes, channels, tiles);
+         shared_bytes(warps), stream, grad_input, grad_output, winners, boxes, channels, tiles);
 }
 
 }  // namespace
@@ -538,13 +501,11 @@ void roi_pool_backward_cuda(const TensorView& grad_input, const TensorView& grad
   const DeviceGuard guard(grad_input);
   if (grad_input.numel() == 0) return;
   const Boxes list = read_boxes(grad_input, grad_output, boxes, spatial_scale);
+  const Winners winners = {winner.data, winner.dtype};
   dispatch_scalar(grad_input, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    dispatch_winner(winner, [&](auto winner_tag) {
-      using Winner = typename decltype(winner_tag)::type;
-      backward(grad_input.ptr<T>(), grad_output.ptr<T>(), winner.ptr<Winner>(), list, grad_input.shape[1],
-               !grad_input.is_contiguous(), stream);
-    });
+    backward(grad_input.ptr<T>(), grad_output.ptr<T>(), winners, list, grad_input.shape[1], !grad_input.is_contiguous(),
+             stream);
   });
 }
 
