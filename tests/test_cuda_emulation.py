@@ -33,7 +33,7 @@ FLAGS = [
     "-Wextra",
     "-Wno-unknown-pragmas",
 ]
-FLAGS += ["-fno-sanitize-recover=all", f"-fsanitize={SANITIZERS}"] if SANITIZERS else []
+FLAGS += ["-g", "-fno-sanitize-recover=all", f"-fsanitize={SANITIZERS}"] if SANITIZERS else []
 INCLUDES = [f"-I{EMULATION / 'include'}", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'cuda'}"]
 
 COMPILER = os.environ.get("CXX", "g++")

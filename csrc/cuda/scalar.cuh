@@ -81,6 +81,7 @@ template <typename T>
 __device__ void copy_to_shared(T* shared, const T* global, int32_t count, int rank, int threads) {
   constexpr int kVec = kVectorSize<T>;
   const int32_t vectors = is_vector_aligned(global) ? count / kVec : 0;
+#pragma unroll 4
   for (int32_t i = rank; i < vectors; i += threads)
     store_vector<kVec>(shared + i * kVec, load_vector<kVec>(global + i * kVec));
   for (int32_t i = vectors * kVec + rank; i < count; i += threads) shared[i] = global[i];
