@@ -40,7 +40,7 @@ from avfast.data.shards import INDEX
 
 CLASSES = tuple(sorted(toy_events.SIGHTS))
 
-VERSION = 1
+VERSION = 2
 """Counts changes of the generator, so that a cache made by another one is not used."""
 
 WIDTH, HEIGHT = 128, 96
@@ -273,7 +273,7 @@ def _encode(file: Any, clip: Clip) -> None:
         for image in clip.frames:
             container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         sound = av.AudioFrame.from_ndarray(clip.waveform[None], format="fltp", layout="mono")
-        sound.sample_rate = SAMPLE_RATE
+        sound.sample_rate, sound.pts = SAMPLE_RATE, 0  # a time, so that the encoder can count back its delay
         for stream, frame in ((audio, sound), (audio, None), (video, None)):
             container.mux(stream.encode(frame))
 
