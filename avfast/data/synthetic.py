@@ -2,7 +2,7 @@
 
     python -m avfast.data.synthetic --out toy
     python -m avfast.data.synthetic --out toy --train 2000 --seed 1
-    python -m avfast.prepare toy --labels toy/labels.csv --out toy-shards --min-box-area 600 --nms-iou 0.5
+    python -m avfast.prepare toy --labels toy/labels.csv --out toy-shards --nms-iou 0.5
 
 Objects drift over textured backgrounds while sounds play over noise. An event's picture and sound come at
 independent times; half of the events are only seen or only heard. Objects and sounds of no class distract.
@@ -17,7 +17,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from avfast.data.shards import INDEX
 
 CLASSES = tuple(sorted(toy_events.SIGHTS))
 
-VERSION = 2
+VERSION = 3
 """Counts changes of the generator, so that a cache made by another one is not used."""
 
 WIDTH, HEIGHT = 128, 96
@@ -60,8 +60,8 @@ SEEN_ONLY, HEARD_ONLY = 0.25, 0.25
 DISTRACTOR_SIGHT, DISTRACTOR_SOUND = 0.6, 0.5
 SOUND_LEVEL, NOISE_LEVEL = (0.06, 0.15), (0.01, 0.03)  # RMS
 
-SETTINGS = Settings(edge_boxes=replace(EdgeBoxesParameters(), beta=0.5, min_box_area=600.0), proposals=30)
-"""How the clips are prepared: objects are smaller, and nearer to each other, than in real video."""
+SETTINGS = Settings(edge_boxes=EdgeBoxesParameters(beta=0.5), proposals=30)
+"""How the clips are prepared: objects lie close together, so the ten best boxes must differ much."""
 
 
 @dataclass(frozen=True)
