@@ -85,6 +85,8 @@ class Options:
     """Side that frames are stretched to, in pixels. Default: what suits the backbone."""
     proposals: int | None = None
     """Regions per frame, the best by objectness. Default: the preset's."""
+    l2_normalise: bool = True
+    """Divide a modality's clip scores by their norm before modalities are added."""
     epochs: int | None = None
     """Passes over the training split. Default: what suits the backbone."""
     batch_size: int | None = None
@@ -152,6 +154,7 @@ def model_config(options: Options) -> ModelConfig:
             image_size=options.image_size,
             proposals=options.proposals,
             train_conv=options.train_conv,
+            l2_normalise=options.l2_normalise,
         )
     except ValueError as error:
         raise InputError(f"--{str(error).replace('_', '-', 1)}") from error
