@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
 
 import cv2
@@ -111,3 +113,10 @@ def test_unreadable_edge_model(tmp_path: Path) -> None:
     model.write_bytes(b"not a forest")
     with pytest.raises(InputError, match="not a model"):
         propose(scene((40, 30, 100, 80)), 10, PARAMETERS, edge_model=model)
+
+
+def test_opencv_that_does_not_load_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    monkeypatch.delitem(sys.modules, "avfast.data.opencv")
+    with pytest.raises(ImportError, match=r"libGL\.so\.1.*opencv-contrib-python"):
+        importlib.import_module("avfast.data.opencv")
