@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from avfast.data.logmel import MEL_BANDS
 from avfast.errors import InputError
 from avfast.models.efficientnet import FEATURES, OUTPUT_STRIDE, EfficientNetLite0
 from avfast.models.vggish import EMBEDDING, VGGish
@@ -169,17 +170,17 @@ class ToyVisual(VisualBackbone):
 
     image_size = 96
     pretrainable = False
-    stride = 4
-    first_centre = 2.0
+    stride = 8
+    first_centre = 4.0
     grid = 4
     dim = 128
 
     def __init__(self, train_conv: bool = False, dropout: float = 0.5) -> None:
         super().__init__(train_conv, dropout)
         self.features = nn.Sequential(
-            *_conv_block(3, 24, kernel=4, stride=2),
-            *_conv_block(24, 48, kernel=4, stride=2),
-            *_conv_block(48, 64, kernel=3, stride=1),
+            *_conv_block(3, 16, kernel=4, stride=2),
+            *_conv_block(16, 32, kernel=4, stride=2),
+            *_conv_block(32, 64, kernel=4, stride=2),
         )
         self.head = nn.Sequential(nn.Flatten(), nn.Linear(64 * self.grid**2, self.dim), nn.ReLU(), self.drop)
         self.freeze()
@@ -291,7 +292,7 @@ class VGG16(_FullyConnected):
 class EfficientNetLite0Regions(VisualBackbone):
     """EfficientNet-Lite0 at stride 16 and a small learned layer on regions, for few training clips."""
 
-    image_size = 320
+    image_size = 256
     stride = OUTPUT_STRIDE
     first_centre = 15.5  # SAME padding of an even size puts the odd pixel right and below, at every stride
     grid = 1
@@ -302,6 +303,7 @@ class EfficientNetLite0Regions(VisualBackbone):
         self.features = EfficientNetLite0()
         self.head = nn.Sequential(
             nn.Flatten(),
+            nn.LayerNorm(FEATURES * self.grid**2),  # maxima of ReLU6 are positive: centring speeds learning
             self.drop,
             nn.Linear(FEATURES * self.grid**2, self.dim),
             nn.ReLU(),
@@ -348,11 +350,10 @@ class ToyAudio(Backbone):
         super().__init__(train_conv, dropout)
         self.norm = nn.BatchNorm2d(1)
         self.features = nn.Sequential(
-            *_conv_block(1, 16, kernel=4, stride=2),
-            *_conv_block(16, 32, kernel=4, stride=2),
-            *_conv_block(32, 64, kernel=4, stride=2),
+            *_conv_block(1, 24, kernel=6, stride=4),
+            *_conv_block(24, 48, kernel=4, stride=2),
         )
-        self.head = nn.Sequential(nn.Linear(64 * 8, self.dim), nn.ReLU(), self.drop)
+        self.head = nn.Sequential(nn.Linear(48 * MEL_BANDS // 8, self.dim), nn.ReLU(), self.drop)
         self.freeze()
 
     @property
