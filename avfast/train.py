@@ -128,6 +128,7 @@ class Progress:
 
 def main(options: Options) -> None:
     """Train, then report on the test split."""
+    check_numbers(options)
     device, ops = pick_device(options.device)
     config = model_config(options)
     recipe = training_recipe(options, config.backbone)
@@ -141,6 +142,18 @@ def main(options: Options) -> None:
     draw_curves(trainer.log.lines(), options.out / "curves.png")
     trained = load_best(options.out, device)
     print(table(evaluate(trained, splits["test"], "test", options.out, options.workers)))
+
+
+def check_numbers(options: Options) -> None:
+    """Refuse numbers that make no sense, by the name of their option."""
+    for name in ("epochs", "batch_size", "lr", "log_every", "save_every"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"--{name.replace('_', '-')}: expected a number above 0, got {value}")
+    for name in ("seed", "weight_decay", "workers", "cache_gib"):
+        value = getattr(options, name)
+        if value is not None and not 0 <= value < math.inf:
+            raise InputError(f"--{name.replace('_', '-')}: expected 0 or a number above, got {value}")
 
 
 def model_config(options: Options) -> ModelConfig:
@@ -163,13 +176,7 @@ def model_config(options: Options) -> ModelConfig:
 def training_recipe(options: Options, backbone: str) -> Recipe:
     """The backbone's recipe with what the options change."""
     changes = {name: getattr(options, name) for name in asdict(RECIPES[backbone])}
-    recipe = replace(RECIPES[backbone], **{k: v for k, v in changes.items() if v is not None})
-    for name in ("epochs", "batch_size", "lr"):
-        if not 0 < getattr(recipe, name) < math.inf:
-            raise InputError(
-                f"--{name.replace('_', '-')}: expected a number above 0, got {getattr(recipe, name)}"
-            )
-    return recipe
+    return replace(RECIPES[backbone], **{k: v for k, v in changes.items() if v is not None})
 
 
 def check_folder(folder: Path, resume: bool) -> None:

@@ -226,6 +226,8 @@ def test_a_run_is_never_overwritten(data: Path, finished: Path, tmp_path: Path) 
         ({"epochs": 0}, "--epochs: expected a number above 0"),
         ({"lr": float("nan")}, "--lr: expected a number above 0"),
         ({"batch_size": -1}, "--batch-size: expected a number above 0"),
+        ({"save_every": 0}, "--save-every: expected a number above 0"),
+        ({"seed": -1}, "--seed: expected 0 or a number above"),
         ({"device": "cuda:99"}, "--device cuda:99"),
         ({"device": "tpu"}, "--device tpu"),
         ({"system": "nonsense"}, "--system: expected one of av-two-stream"),
