@@ -417,7 +417,7 @@ void forward_contiguous(T* output, const Winners& winners, const T* input, const
   // More boxes a block read each plane from global memory fewer times.
   const int64_t boxes_per_block = staged ? std::clamp<int64_t>(boxes.count * groups / busy_blocks(), 1, kMaxBoxes) : 1;
   const int32_t columns = std::min(boxes.bins(), kThreads);
-  const dim3 block(columns, kThreads / columns);
+  const dim3 block(columns, std::min<int64_t>(kThreads / columns, group));
   const char* name = "roi_pool_forward_kernel";
   const dim3 grid = grid_of(groups * ceil_div(boxes.count, boxes_per_block), name);
   const auto kernel = staged ? roi_pool_forward_kernel<T, true> : roi_pool_forward_kernel<T, false>;

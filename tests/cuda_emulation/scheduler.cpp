@@ -32,6 +32,8 @@ struct Fiber {
 };
 
 struct Warp {
+  std::vector<Fiber*> fibers;
+  std::vector<Fiber*> order;  // in which they run
   WarpValues offered;
   WarpValues seen;  // of the last complete exchange; lives until every lane has come to the next
 };
@@ -96,6 +98,11 @@ void wait(State state, int line) {
 #endif
 }
 
+template <typename T>
+void shuffle_if_asked(std::vector<T>& order) {
+  if (device().schedule != 0) std::shuffle(order.begin(), order.end(), random_bits);
+}
+
 std::string describe(const Fiber& fiber) {
   const char* what = fiber.state == State::kDone             ? "has returned"
                      : fiber.state == State::kAtBlockBarrier ? "waits at the block barrier in line "
@@ -113,35 +120,46 @@ bool fail_apart(const char* what, const Fiber& a, const Fiber& b) {
   return fail(std::string(what) + ": " + describe(a) + ", but " + describe(b));
 }
 
-// Lets a warp go on whose lanes have all come to the exchange that one of them names. False where they never will.
-bool release_warps(bool& released) {
-  for (Fiber& fiber : block.fibers) {
-    if (fiber.state != State::kInWarpExchange) continue;
+// Lets the lanes of a warp go on that have all come to the exchange one of them names. False where they never will.
+bool release_lanes(Warp& warp, bool& released) {
+  for (Fiber* fiber : warp.fibers) {
+    if (fiber->state != State::kInWarpExchange) continue;
     std::vector<Fiber*> party;
     bool complete = true;
-    for (Fiber& other : block.fibers) {
-      if (other.warp != fiber.warp || (fiber.mask >> other.lane & 1) == 0) continue;
-      if (other.state == State::kDone) return fail_apart("warp divergence", fiber, other);
-      if (other.state == State::kInWarpExchange && (other.line != fiber.line || other.mask != fiber.mask))
-        return fail_apart("warp divergence", fiber, other);
-      complete = complete && other.state == State::kInWarpExchange;
-      party.push_back(&other);
+    for (Fiber* other : warp.fibers) {
+      if ((fiber->mask >> other->lane & 1) == 0) continue;
+      if (other->state == State::kDone) return fail_apart("warp divergence", *fiber, *other);
+      if (other->state == State::kInWarpExchange && (other->line != fiber->line || other->mask != fiber->mask))
+        return fail_apart("warp divergence", *fiber, *other);
+      complete = complete && other->state == State::kInWarpExchange;
+      party.push_back(other);
     }
     if (!complete) continue;
-    block.warps[fiber.warp].seen = block.warps[fiber.warp].offered;
+    warp.seen = warp.offered;
     for (Fiber* other : party) other->state = State::kReady;
     released = true;
   }
   return true;
 }
 
+// Runs a warp as far as it can go alone, the hardest case for a barrier that is missing between warps.
+bool run_warp(Warp& warp) {
+  for (bool released = true; released;) {
+    shuffle_if_asked(warp.order);
+    for (Fiber* fiber : warp.order)
+      if (fiber->state == State::kReady) resume(*fiber);
+    released = false;
+    if (!release_lanes(warp, released)) return false;
+  }
+  return true;
+}
+
 // Lets the block go on when every thread has come to the same barrier. False where one never will.
-bool release_block(bool& released) {
+bool release_block() {
   for (const Fiber& fiber : block.fibers)
     if (fiber.state != State::kAtBlockBarrier || fiber.line != block.fibers[0].line)
       return fail_apart("barrier divergence", block.fibers[0], fiber);
   for (Fiber& fiber : block.fibers) fiber.state = State::kReady;
-  released = true;
   return true;
 }
 
@@ -163,27 +181,22 @@ void start_fibers() {
     fiber.context.uc_stack.ss_size = kStackBytes;
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, fiber_main, 0);
+    block.warps[fiber.warp].fibers.push_back(&fiber);
   }
-}
-
-template <typename T>
-void shuffle_if_asked(std::vector<T>& order) {
-  if (device().schedule != 0) std::shuffle(order.begin(), order.end(), random_bits);
+  for (Warp& warp : block.warps) warp.order = warp.fibers;
 }
 
 bool run_block() {
   start_fibers();
-  std::vector<Fiber*> order;
-  for (Fiber& fiber : block.fibers) order.push_back(&fiber);
+  std::vector<Warp*> order;
+  for (Warp& warp : block.warps) order.push_back(&warp);
+  const auto is_done = [](const Fiber& fiber) { return fiber.state == State::kDone; };
   while (true) {
     shuffle_if_asked(order);
-    for (Fiber* fiber : order)
-      if (fiber->state == State::kReady) resume(*fiber);
-    const auto is_done = [](const Fiber& fiber) { return fiber.state == State::kDone; };
+    for (Warp* warp : order)
+      if (!run_warp(*warp)) return false;
     if (std::all_of(block.fibers.begin(), block.fibers.end(), is_done)) return true;
-    bool released = false;
-    if (!release_warps(released)) return false;
-    if (!released && !release_block(released)) return false;
+    if (!release_block()) return false;
   }
 }
 

@@ -1,8 +1,9 @@
 // Runs a grid on the CPU: every CUDA thread is a fiber that yields at barriers, so kernels keep their meaning.
 //
-// Blocks run one after another. Within a block each fiber runs until it waits for others; which one goes first is
-// drawn from the schedule's seed, so two schedules differ wherever a barrier is missing. A barrier that some threads
-// never reach, or reach at another line, is reported, as is a write past the shared memory that was asked for.
+// Blocks run one after another, and warps as far as they can go before they need others. Which warp, and which of its
+// threads, goes first is drawn from the schedule's seed, so two schedules differ wherever a barrier is missing. A
+// barrier that some threads never reach, or reach at another line, is reported, as is a write past the shared memory
+// that was asked for.
 #pragma once
 
 #include <array>
