@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,28 +114,22 @@ def build() -> Path:
     library = folder / "emulation.so"
     if library.exists():
         return library
-    for old in (ROOT / "build").glob("cuda-emulation-*"):
+    for old in folder.parent.glob("cuda-emulation-*"):
         shutil.rmtree(old, ignore_errors=True)
-    folder.mkdir(parents=True)
-    jobs = []
-    for source in SOURCES:
-        command = [
-            COMPILER,
-            *FLAGS,
-            *INCLUDES,
-            "-x",
-            "c++",
-            "-c",
-            source,
-            "-o",
-            folder / f"{source.stem}_{source.suffix[1:]}.o",
-        ]
-        jobs.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
-    errors = [job.communicate()[1] for job in jobs]
-    assert not any(errors), "\n".join(errors)
-    unfinished = folder / "unfinished.so"
-    subprocess.run([COMPILER, *FLAGS, "-shared", *folder.glob("*.o"), "-o", unfinished], check=True)
-    unfinished.rename(library)
+    folder.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as name:  # of this process: others may build too
+        work = Path(name)
+        jobs = []
+        for number, source in enumerate(SOURCES):
+            command = [COMPILER, *FLAGS, *INCLUDES, "-x", "c++", "-c", source, "-o", work / f"{number}.o"]
+            jobs.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+        errors = [job.communicate()[1] for job in jobs]
+        assert not any(errors), "\n".join(errors)
+        subprocess.run(
+            [COMPILER, *FLAGS, "-shared", *work.glob("*.o"), "-o", work / library.name], check=True
+        )
+        folder.mkdir(exist_ok=True)
+        (work / library.name).replace(library)
     return library
 
 
