@@ -178,7 +178,7 @@ def test_only_what_is_missing_is_done_again(
     labels, out = copies_csv(tmp_path), tmp_path / "out"
     real, calls = preparation.prepare_clip, []
 
-    def prepare_some(task: preparation._Task, settings: Settings) -> Outcome:
+    def prepare_some(task: preparation.Task, settings: Settings) -> Outcome:
         if len(calls) == 5:
             raise Killed
         calls.append(task.clip.clip)
@@ -328,7 +328,10 @@ def test_impossible_options(tmp_path: Path, options: dict[str, Any], message: st
 def test_odd_clips(odd_clips: Path, tmp_path: Path) -> None:
     names = sorted(path.name for path in odd_clips.iterdir())
     labels = labels_csv(tmp_path, *(f"{name},x,train," for name in names))
-    outcomes = {o.clip: (o.status, o.reason) for o in job(odd_clips, labels, tmp_path / "out", Settings(), 2)}
+    outcomes = {
+        o.clip: (o.status, o.reason)
+        for o in job(odd_clips, labels, tmp_path / "out", Settings(long_side=160), 2)
+    }
     assert outcomes == {
         "-video-with-dash-.mp4": ("ok", "no sound"),
         "empty.webm": ("skipped", "the file is empty"),

@@ -65,10 +65,14 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Task:
+class Task:
+    """A clip to prepare."""
+
     clip: LabelledClip
     video: Path
+    """Where its picture is."""
     sound: Path
+    """Where its sound is: the same file, or a sidecar."""
     staged: Path
     """Where the finished clip goes; the name tells the state of the input files."""
 
@@ -129,7 +133,7 @@ def read_manifest(path: Path) -> list[Outcome]:
         return [Outcome(**row) for row in csv.DictReader(file)]
 
 
-def prepare_clip(task: _Task, settings: Settings) -> Outcome:
+def prepare_clip(task: Task, settings: Settings) -> Outcome:
     """Read, encode and stage one clip; runs in a worker."""
     cv2.setNumThreads(1)  # clips are the unit of parallel work
     try:
@@ -144,7 +148,7 @@ def prepare_clip(task: _Task, settings: Settings) -> Outcome:
     return Outcome(task.clip.clip, "ok", lacks)
 
 
-def _encode(task: _Task, settings: Settings) -> tuple[dict[str, bytes], str]:
+def _encode(task: Task, settings: Settings) -> tuple[dict[str, bytes], str]:
     """A clip's members, and what it lacks."""
     frames: dict[str, bytes] = {}
     times: list[float] = []
@@ -183,10 +187,10 @@ def _without_path(error: InputError, path: Path) -> str:
     return str(error).removeprefix(f"{path}: ")
 
 
-def _plan(source: Path, labels: Labels, staging: Path) -> tuple[list[Outcome], list[_Task]]:
+def _plan(source: Path, labels: Labels, staging: Path) -> tuple[list[Outcome], list[Task]]:
     """Which clips can be tried, and the outcomes of those that cannot."""
     refused: list[Outcome] = []
-    tasks: list[_Task] = []
+    tasks: list[Task] = []
     root = source.resolve()
     for clip in labels.clips:
         video, sound = source / clip.clip, source / (clip.audio or clip.clip)
@@ -197,7 +201,7 @@ def _plan(source: Path, labels: Labels, staging: Path) -> tuple[list[Outcome], l
         elif missing:
             refused.append(Outcome(clip.clip, "skipped", f"no such file: {missing[0]}"))
         else:
-            tasks.append(_Task(clip, video, sound, staging / f"{_state(clip.clip, video, sound)}.tar"))
+            tasks.append(Task(clip, video, sound, staging / f"{_state(clip.clip, video, sound)}.tar"))
     return refused, tasks
 
 
@@ -207,7 +211,7 @@ def _state(clip: str, *paths: Path) -> str:
     return hashlib.sha256(json.dumps([clip, stats]).encode()).hexdigest()[:32]
 
 
-def _work(tasks: Sequence[_Task], settings: Settings, workers: int) -> list[Outcome]:
+def _work(tasks: Sequence[Task], settings: Settings, workers: int) -> list[Outcome]:
     """Prepare what is not staged yet."""
     done = [task for task in tasks if task.staged.is_file()]
     todo = [task for task in tasks if not task.staged.is_file()]
@@ -220,7 +224,7 @@ def _work(tasks: Sequence[_Task], settings: Settings, workers: int) -> list[Outc
     return outcomes
 
 
-def _run(tasks: Sequence[_Task], settings: Settings, workers: int) -> Iterator[Outcome]:
+def _run(tasks: Sequence[Task], settings: Settings, workers: int) -> Iterator[Outcome]:
     """Outcomes as they come; a bounded number of clips is in flight."""
     jobs = (joblib.delayed(prepare_clip)(task, settings) for task in tasks)
     with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
