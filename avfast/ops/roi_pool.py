@@ -56,7 +56,7 @@ def roi_pool(
 
 
 def _pair(output_size: int | tuple[int, int]) -> tuple[int, int]:
-    pair = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+    pair = tuple(output_size) if isinstance(output_size, Sequence) else (output_size, output_size)
     if len(pair) != 2 or not all(isinstance(size, int | torch.SymInt) for size in pair):
         raise TypeError(f"output_size: expected an int or a pair of ints, got {output_size!r}")
     if min(pair) < 1:
