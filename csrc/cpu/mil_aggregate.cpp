@@ -70,8 +70,8 @@ void check_instances(const TensorView& x, const TensorView& as) {
 
 // --- parts of bags -----------------------------------------------------------------------------------------------
 
-constexpr int64_t kPartValues = 16 * 1024;   // a longer bag is shared among threads
-constexpr int64_t kSerialValues = 8 * 1024;  // fewer are not worth waking a second thread
+constexpr int64_t kPartValues = 16 * 1024;    // a longer bag is shared among threads
+constexpr int64_t kSerialValues = 64 * 1024;  // fewer take some 30 us: not worth a second thread
 
 struct Part {
   int64_t bag, begin, end;

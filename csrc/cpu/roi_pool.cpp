@@ -20,7 +20,7 @@ namespace {
 
 constexpr int64_t kBoxesPerTile = 64;         // of one image: more are shared among threads
 constexpr int64_t kGradientChannels = 16;     // a cache line of channels_last floats
-constexpr int64_t kSerialValues = 16 * 1024;  // fewer are not worth waking a second thread
+constexpr int64_t kSerialValues = 64 * 1024;  // fewer are not worth waking a second thread
 
 int thread_count(int64_t values) {
 #ifdef _OPENMP
