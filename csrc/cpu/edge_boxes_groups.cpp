@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 
 namespace avfast::edge_boxes {
 namespace {
@@ -136,14 +135,15 @@ struct Moments {
 Moments measure_groups(const ColumnMap& edges, const ColumnMap& orientation, int32_t count, EdgeGroups& groups) {
   Moments mean{std::vector<float>(count), std::vector<float>(count), std::vector<float>(count)};
   std::vector<float> cosine(count), sine(count);
-  groups.groups.assign(count, Group{0.0f, 0, 0});
+  groups.groups.assign(count, Group{0.0f, 0, 0, edges.width, edges.height, 0});
   for (int x = 1; x < edges.width - 1; ++x) {
     for (int y = 1; y < edges.height - 1; ++y) {
       const int64_t p = edges.at(x, y);
       const int32_t g = groups.ids[p];
       if (g == 0) continue;
       const float m = edges.values[p], o = orientation.values[p];
-      groups.groups[g] = {groups.groups[g].magnitude + m, x, y};
+      Group& group = groups.groups[g];
+      group = {group.magnitude + m, x, y, std::min(group.left, x), std::min(group.top, y), std::max(group.bottom, y)};
       cosine[g] += m * std::cos(2 * o);  // orientation is modulo pi, so its double is an angle
       sine[g] += m * std::sin(2 * o);
       mean.x[g] += m * x;
@@ -166,24 +166,20 @@ float affinity(const Moments& mean, int32_t i, int32_t j, float gamma) {
   return std::pow(a, gamma);
 }
 
-struct Link {
-  int32_t from, to;  // from < to
-  int32_t previous;  // the link found before this one at `from`, or -1
-  bool touching;
-};
-
-// Pairs of groups with pixels at most two apart, in order of discovery.
-std::vector<Link> find_links(const ColumnMap& edges, const EdgeGroups& groups) {
+// Links groups with pixels at most two apart, in order of discovery.
+void link_groups(const ColumnMap& edges, const Moments& mean, float gamma, EdgeGroups& groups) {
   constexpr int kRadius = 2;
+  struct Link {
+    int32_t from, to;  // from < to
+    int32_t previous;  // the link found before this one at `from`, or -1
+    float affinity;
+  };
   std::vector<Link> links;
   std::vector<int32_t> last(groups.count(), -1);
-  const auto add = [&](int32_t from, int32_t to, bool touching) {
-    for (int32_t l = last[from]; l >= 0; l = links[l].previous) {
-      if (links[l].to != to) continue;
-      links[l].touching |= touching;
-      return;
-    }
-    links.push_back({from, to, last[from], touching});
+  const auto add = [&](int32_t from, int32_t to) {
+    for (int32_t l = last[from]; l >= 0; l = links[l].previous)
+      if (links[l].to == to) return;
+    links.push_back({from, to, last[from], affinity(mean, from, to, gamma)});
     last[from] = static_cast<int32_t>(links.size()) - 1;
   };
   for (int x = kRadius; x < edges.width - kRadius; ++x) {
@@ -191,34 +187,26 @@ std::vector<Link> find_links(const ColumnMap& edges, const EdgeGroups& groups) {
       const int32_t from = groups.ids[edges.at(x, y)];
       if (from == 0) continue;
       for (int dx = -kRadius; dx <= kRadius; ++dx) {
-        const int32_t* column = &groups.ids[edges.at(x + dx, y)];
-        for (int dy = -kRadius; dy <= kRadius; ++dy)
-          if (column[dy] > from) add(from, column[dy], std::abs(dx) <= 1 && std::abs(dy) <= 1);
+        const int32_t* column = &groups.ids[edges.at(x + dx, y - kRadius)];
+        for (int k = 0; k <= 2 * kRadius; ++k)
+          if (column[k] > from) add(from, column[k]);
       }
     }
   }
-  return links;
-}
-
-// Both directions of those links that `wanted` accepts.
-template <typename F>
-Links collect(const std::vector<Link>& links, const std::vector<float>& affinities, int32_t count, F&& wanted) {
-  Links out;
-  out.first.assign(count + 1, 0);
-  for (size_t l = 0; l < links.size(); ++l) {
-    if (affinities[l] < kMinWeight || !wanted(links[l])) continue;
-    ++out.first[links[l].from + 1];
-    ++out.first[links[l].to + 1];
+  groups.first.assign(groups.count() + 1, 0);
+  for (const Link& link : links) {
+    if (link.affinity < kMinWeight) continue;
+    ++groups.first[link.from + 1];
+    ++groups.first[link.to + 1];
   }
-  for (int32_t g = 0; g < count; ++g) out.first[g + 1] += out.first[g];
-  out.neighbours.resize(out.first.back());
-  std::vector<int32_t> next(out.first.begin(), out.first.end() - 1);
-  for (size_t l = 0; l < links.size(); ++l) {
-    if (affinities[l] < kMinWeight || !wanted(links[l])) continue;
-    out.neighbours[next[links[l].from]++] = {links[l].to, affinities[l]};
-    out.neighbours[next[links[l].to]++] = {links[l].from, affinities[l]};
+  for (int32_t g = 0; g < groups.count(); ++g) groups.first[g + 1] += groups.first[g];
+  groups.neighbours.resize(groups.first.back());
+  std::vector<int32_t> next(groups.first.begin(), groups.first.end() - 1);
+  for (const Link& link : links) {
+    if (link.affinity < kMinWeight) continue;
+    groups.neighbours[next[link.from]++] = {link.to, link.affinity};
+    groups.neighbours[next[link.to]++] = {link.from, link.affinity};
   }
-  return out;
 }
 
 }  // namespace
@@ -233,11 +221,7 @@ EdgeGroups group_edges(const ColumnMap& edges, const ColumnMap& orientation, con
   merge_weak_groups(edges, orientation, params.cluster_min_mag, count, groups.ids);
   count = renumber(edges, count, groups.ids);
   const Moments mean = measure_groups(edges, orientation, count, groups);
-  const std::vector<Link> links = find_links(edges, groups);
-  std::vector<float> affinities(links.size());
-  for (size_t l = 0; l < links.size(); ++l) affinities[l] = affinity(mean, links[l].from, links[l].to, params.gamma);
-  groups.near = collect(links, affinities, count, [](const Link&) { return true; });
-  groups.touching = collect(links, affinities, count, [](const Link& link) { return link.touching; });
+  link_groups(edges, mean, params.gamma, groups);
   return groups;
 }
 

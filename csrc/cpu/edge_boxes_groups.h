@@ -19,9 +19,12 @@ struct ColumnMap {
 };
 
 struct Group {
-  float magnitude;       // sum of its edge magnitudes
-  int32_t anchor_x = 0;  // its last pixel in visiting order: the group counts as inside a box when its
-  int32_t anchor_y = 0;  // anchor is
+  float magnitude;   // sum of its edge magnitudes
+  int32_t anchor_x;  // its last pixel in visiting order: the group counts as inside a box when its anchor is
+  int32_t anchor_y;
+  int32_t left;  // its first column; the last is anchor_x
+  int32_t top;   // its first and last row
+  int32_t bottom;
 };
 
 struct Neighbour {
@@ -29,18 +32,12 @@ struct Neighbour {
   float affinity;
 };
 
-// The neighbours of each group whose affinity is at least kMinWeight, in order of discovery.
-struct Links {
-  std::vector<int32_t> first;  // [G + 1] bounds in neighbours
-  std::vector<Neighbour> neighbours;
-};
-
 // Groups are numbered from 1; 0 is "no group".
 struct EdgeGroups {
   std::vector<int32_t> ids;  // [W * H] by columns
   std::vector<Group> groups;
-  Links near;      // groups with pixels at most two apart: the links of the score
-  Links touching;  // those of them with adjacent pixels: no box boundary passes between two such groups
+  std::vector<int32_t> first;         // [G + 1] bounds in neighbours
+  std::vector<Neighbour> neighbours;  // of affinity >= kMinWeight, in order of discovery
 
   int32_t count() const { return static_cast<int32_t>(groups.size()); }
 };

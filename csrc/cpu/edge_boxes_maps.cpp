@@ -20,6 +20,7 @@ void build_integrals(const ColumnMap& edges, float edge_min_mag, ScoreMaps& maps
   maps.edge_integral.assign((edges.width + 1) * stride, 0.0f);
   maps.group_integral.assign((edges.width + 1) * stride, 0.0f);
   maps.ceiling.assign((edges.width + 1) * stride, 0.0);
+  maps.noise.assign((edges.width + 1) * stride, 0.0);
   std::vector<float> anchored(edges.values.size(), 0.0f);
   for (int32_t g = 1; g < maps.groups.count(); ++g) {
     const Group& group = maps.groups.groups[g];
@@ -31,13 +32,16 @@ void build_integrals(const ColumnMap& edges, float edge_min_mag, ScoreMaps& maps
     float* edge_sum = &maps.edge_integral[(x + 1) * stride + 1];
     float* mass_sum = &maps.group_integral[(x + 1) * stride + 1];
     double* ceiling = &maps.ceiling[(x + 1) * stride + 1];
-    double column = 0;
+    double* noise = &maps.noise[(x + 1) * stride + 1];
+    double column = 0, column_noise = 0;
     for (int64_t y = 1; y < edges.height; ++y) {
       const float e = edge[y] > edge_min_mag ? edge[y] : 0.0f;
       edge_sum[y] = e + edge_sum[y - stride] + edge_sum[y - 1] - edge_sum[y - stride - 1];
       mass_sum[y] = mass[y] + mass_sum[y - stride] + mass_sum[y - 1] - mass_sum[y - stride - 1];
-      column += mass[y] + std::fabs(added(edge_sum + y, stride) - e) + std::fabs(added(mass_sum + y, stride) - mass[y]);
-      ceiling[y] = ceiling[y - stride] + column;
+      column_noise += std::fabs(added(edge_sum + y, stride) - e) + std::fabs(added(mass_sum + y, stride) - mass[y]);
+      column += mass[y];
+      noise[y] = noise[y - stride] + column_noise;
+      ceiling[y] = ceiling[y - stride] + column + column_noise;
     }
   }
   // A box's four corners are added up in float.
@@ -63,6 +67,28 @@ void build_runs(int width, int height, ScoreMaps& maps) {
   for (int y = 0; y < height; ++y) scan(y, height, width, maps.row_runs, maps.row_end);
 }
 
+void sort_into_cells(ScoreMaps& maps) {
+  CellGroups& out = maps.cell_groups;
+  out.rows = (maps.height + kCell - 1) / kCell;
+  const int columns = (maps.width + kCell - 1) / kCell;
+  const std::vector<Group>& groups = maps.groups.groups;
+  const auto cell = [&](const Group& group) { return group.anchor_x / kCell * out.rows + group.anchor_y / kCell; };
+  out.first.assign(static_cast<size_t>(columns) * out.rows + 1, 0);
+  for (size_t g = 1; g < groups.size(); ++g) ++out.first[cell(groups[g]) + 1];
+  for (size_t c = 1; c < out.first.size(); ++c) out.first[c] += out.first[c - 1];
+  std::vector<int32_t> next(out.first.begin(), out.first.end() - 1);
+  for (std::vector<int32_t>* side : {&out.left, &out.right, &out.top, &out.bottom}) side->resize(groups.size() - 1);
+  out.magnitude.resize(groups.size() - 1);
+  for (size_t g = 1; g < groups.size(); ++g) {
+    const int32_t i = next[cell(groups[g])]++;
+    out.left[i] = groups[g].left;
+    out.right[i] = groups[g].anchor_x;
+    out.top[i] = groups[g].top;
+    out.bottom[i] = groups[g].bottom;
+    out.magnitude[i] = groups[g].magnitude;
+  }
+}
+
 }  // namespace
 
 ScoreMaps build_score_maps(const ColumnMap& edges, const ColumnMap& orientation, const EdgeBoxesParams& params) {
@@ -73,6 +99,7 @@ ScoreMaps build_score_maps(const ColumnMap& edges, const ColumnMap& orientation,
   build_integrals(edges, params.edge_min_mag, maps);
   maps.relative_rounding = std::numeric_limits<float>::epsilon() / 2 * (maps.groups.count() + 4.0);
   build_runs(edges.width, edges.height, maps);
+  sort_into_cells(maps);
   maps.norm.resize((edges.width + edges.height) / 2 + 2);
   for (size_t i = 0; i < maps.norm.size(); ++i) maps.norm[i] = std::pow(1.0f / static_cast<float>(i), params.kappa);
   return maps;

@@ -1,4 +1,4 @@
-// The score of a box: the mass of the edge groups wholly inside it over its perimeter, and upper bounds on it.
+// The score of a box: the mass of the edge groups wholly inside it over its perimeter, and what it is computed from.
 #pragma once
 
 #include <cstdint>
@@ -13,9 +13,14 @@ struct Box {
   int x, y, w, h;
 };
 
-// All boxes whose sides lie in these ranges, ends included.
-struct Family {
-  int left[2], right[2], top[2], bottom[2];
+constexpr int kCell = 16;  // side of a cell in pixels
+
+// Where groups lie, sorted by the cell of their anchors, cells by columns.
+struct CellGroups {
+  int rows;                                       // of cells
+  std::vector<int32_t> first;                     // [columns * rows + 1] bounds of each cell
+  std::vector<int32_t> left, right, top, bottom;  // [G - 1] first and last pixels
+  std::vector<float> magnitude;                   // [G - 1]
 };
 
 // What a frame's scores are computed from; read-only once built.
@@ -25,19 +30,30 @@ struct ScoreMaps {
   std::vector<float> group_integral;  // [(W + 1) * (H + 1)] by columns, of group masses put at the anchors
   std::vector<float> edge_integral;   // [(W + 1) * (H + 1)] of edge magnitudes
   std::vector<double> ceiling;        // [(W + 1) * (H + 1)] as group_integral, and never less for a larger box
+  std::vector<double> noise;          // [(W + 1) * (H + 1)] of which rounding alone
   double corner_rounding;             // how far sums of both integrals over a box can be off, given the integrals
   double relative_rounding;           // of a box's mass: what subtracting its groups one by one can lose
   std::vector<int32_t> row_runs;      // groups met along row 0, row 1, ...
   std::vector<int32_t> column_runs;
   std::vector<int32_t> row_end;     // [W * H] end in row_runs of the runs that begin at or before (x, y)
   std::vector<int32_t> column_end;  // [W * H]
+  CellGroups cell_groups;           // what lies near a box
   std::vector<float> norm;          // by w / 2 + h / 2: its -kappa'th power
 };
 
 ScoreMaps build_score_maps(const ColumnMap& edges, const ColumnMap& orientation, const EdgeBoxesParams& params);
 
-// An upper bound on the score of every box of `family` (clipped to the frame), from integral images alone.
-float anchored_bound(const ScoreMaps& maps, const Family& family);
+// The integral over the pixels x0 .. x1, y0 .. y1; `stride` is the map's height + 1.
+template <typename T>
+T box_sum(const std::vector<T>& integral, int64_t stride, int x0, int y0, int x1, int y1) {
+  const T* left = &integral[x0 * stride];
+  const T* right = &integral[(x1 + 1) * stride];
+  return left[y0] + right[y1 + 1] - right[y0] - left[y1 + 1];
+}
+
+// First and last pixel of the middle half of start .. end.
+inline int middle_begin(int start, int end) { return start + (end - start) / 2 / 2; }
+inline int middle_end(int start, int end) { return middle_begin(start, end) + (end - start) / 2; }
 
 // Scores boxes of one frame; holds the scratch memory of one thread.
 class Scorer {
@@ -46,11 +62,6 @@ class Scorer {
 
   // Clips `box` to the frame. Returns its score where that exceeds `floor` (>= 0), else 0.
   float score(Box& box, float floor);
-
-  // A tighter and dearer upper bound than anchored_bound. It rests on this: shrinking a box never gives a group more
-  // weight. A chain of touching groups that ties a group to the boundary of the family's hull also meets the boundary
-  // of every smaller box around that group, and from there on it is shorter.
-  float connected_bound(const Family& family);
 
  private:
   struct Reached {
@@ -62,7 +73,7 @@ class Scorer {
 
   void start(const Box& box);
   void add_boundary(const std::vector<int32_t>& runs, int32_t begin, int32_t end);
-  bool expand(const Links& links, double limit);
+  bool expand(double limit);
   bool anchored_inside(const Group& group) const;
 
   const ScoreMaps& maps_;

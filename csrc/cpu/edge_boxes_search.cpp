@@ -6,34 +6,11 @@
 #include <algorithm>
 #include <cmath>
 #include <queue>
-#include <string>
+
+#include "edge_boxes_bound.h"
 
 namespace avfast::edge_boxes {
 namespace {
-
-// Offsets that refinement tries on each side, halved from one round to the next.
-struct Steps {
-  int x = 0, y = 0;
-
-  bool halve() {
-    x /= 2;
-    y /= 2;
-    if (x <= 2 && y <= 2) return false;
-    x = std::max(1, x);
-    y = std::max(1, y);
-    return true;
-  }
-
-  // How far a side can move in all rounds to come.
-  Steps reach() const {
-    Steps sum, step = *this;
-    while (step.halve()) {
-      sum.x += step.x;
-      sum.y += step.y;
-    }
-    return sum;
-  }
-};
 
 struct WindowShape {
   int w, h;
@@ -71,12 +48,10 @@ std::vector<WindowShape> window_shapes(int width, int height, const EdgeBoxesPar
 
 // A window on its way from a bound to a score.
 struct Window {
-  enum Next { kSplit, kConnect, kMove };
-
   Box box;
   float score = 0;  // of the box as refined so far; 0 before the first scoring
   Steps steps;
-  Next next = kSplit;
+  bool promising = false;  // its bound exceeds the threshold even at a closer look
 };
 
 struct Entry {
@@ -85,6 +60,7 @@ struct Entry {
   bool resolved;  // the bound is the score
 
   // The heap's top is the largest bound; of equal bounds what is unresolved, then what was generated first.
+  bool operator>(const Entry& other) const { return other < *this; }
   bool operator<(const Entry& other) const {
     if (bound != other.bound) return bound < other.bound;
     if (resolved != other.resolved) return resolved;
@@ -135,16 +111,24 @@ class Search {
   std::vector<Proposal> run();
 
  private:
-  Steps first_steps(const Box& box) const {
-    return {static_cast<int>(box.w * position_step_), static_cast<int>(box.h * position_step_)};
+  // Scratch memory of one thread.
+  struct Worker {
+    explicit Worker(const ScoreMaps& maps) : scorer(maps), bounds(maps) {}
+    Scorer scorer;
+    Bounds bounds;
+  };
+
+  Steps first_steps(int w, int h) const {
+    return {static_cast<int>(w * position_step_), static_cast<int>(h * position_step_)};
   }
-  Box clip(int x, int y, const WindowShape& shape) const;
-  Family family(const Box& box, const Steps& reach) const;
-  float split_bound(const Box& box, const Steps& reach) const;
-  bool score_first(Scorer& scorer, Window& window) const;
+  void add_windows(const WindowShape& shape);
   void move_sides(Scorer& scorer, Window& window) const;
-  Entry advance(Scorer& scorer, int32_t index);
+  Entry look_closer(Worker& worker, int32_t index);
+  Entry advance(Worker& worker, int32_t index);
   void advance_best();
+  void first_guess();
+  void admit();
+  void raise_threshold();
 
   static constexpr size_t kBatch = 32;  // windows a thread
 
@@ -152,63 +136,49 @@ class Search {
   const EdgeBoxesParams& params_;
   const float position_step_ = (1 - params_.alpha) / (1 + params_.alpha);
   const float floor_ = params_.min_score > 0 ? std::nextafter(params_.min_score, 0.0f) : 0.0f;
+  // A guess at the last score wanted: windows are not looked at more closely than it takes to see that they cannot
+  // exceed it. Too high a guess is lowered when nothing above it is left.
+  float threshold_ = floor_;
   std::vector<Window> windows_;
+  std::vector<Entry> waiting_;   // of bounds up to the threshold
+  std::vector<Proposal> found_;  // resolved above the threshold
+  size_t found_at_raise_ = 0;
   std::priority_queue<Entry> queue_;
-  std::vector<Scorer> scorers_;
+  std::vector<Worker> workers_;
   std::vector<Entry> batch_;
 };
 
 Search::Search(const ScoreMaps& maps, const EdgeBoxesParams& params, int threads)
-    : maps_(maps), params_(params), scorers_(threads, Scorer(maps)) {
-  std::vector<Entry> entries;
-  for (const WindowShape& shape : window_shapes(maps.width, maps.height, params)) {
-    for (int x = 0; x < maps.width - shape.w + shape.stride_x; x += shape.stride_x) {
-      for (int y = 0; y < maps.height - shape.h + shape.stride_y; y += shape.stride_y) {
-        const Box box = clip(x, y, shape);
-        const Steps steps = first_steps(box);
-        const float bound = anchored_bound(maps, family(box, steps.reach()));
-        if (bound <= floor_) continue;
-        entries.push_back({bound, static_cast<int32_t>(windows_.size()), false});
-        windows_.push_back({box, 0, steps, Window::kSplit});
-      }
+    : maps_(maps), params_(params), workers_(threads, Worker(maps)) {
+  for (const WindowShape& shape : window_shapes(maps.width, maps.height, params)) add_windows(shape);
+  first_guess();
+  admit();
+}
+
+void Search::add_windows(const WindowShape& shape) {
+  struct Place {
+    int start, size;
+    Span span;
+  };
+  // Windows are clipped to the frame, which shortens their steps; the whole window's reach is no less.
+  const Steps reach = first_steps(shape.w, shape.h).reach();
+  const auto places = [](int window, int stride, int reach, int length) {
+    std::vector<Place> out;
+    for (int i = 0; i < length - window + stride; i += stride) {
+      const int start = std::min(i, length - 1), end = std::min(i + window, length - 1);
+      out.push_back({start, end - start, Span(start, end, reach, length)});
+    }
+    return out;
+  };
+  const std::vector<Place> rows = places(shape.h, shape.stride_y, reach.y, maps_.height);
+  for (const Place& x : places(shape.w, shape.stride_x, reach.x, maps_.width)) {
+    for (const Place& y : rows) {
+      const float bound = workers_[0].bounds.anchored(x.span, y.span);
+      if (bound <= floor_) continue;
+      waiting_.push_back({bound, static_cast<int32_t>(windows_.size()), false});
+      windows_.push_back({{x.start, y.start, x.size, y.size}, 0, first_steps(x.size, y.size), false});
     }
   }
-  queue_ = std::priority_queue<Entry>(std::less<Entry>(), std::move(entries));
-}
-
-Box Search::clip(int x, int y, const WindowShape& shape) const {
-  const int x0 = std::min(x, maps_.width - 1), y0 = std::min(y, maps_.height - 1);
-  return {x0, y0, std::min(x + shape.w, maps_.width - 1) - x0, std::min(y + shape.h, maps_.height - 1) - y0};
-}
-
-Family Search::family(const Box& box, const Steps& reach) const {
-  const auto x = [&](int value) { return std::clamp(value, 0, maps_.width - 1); };
-  const auto y = [&](int value) { return std::clamp(value, 0, maps_.height - 1); };
-  const int right = box.x + box.w, bottom = box.y + box.h;
-  return {{x(box.x - reach.x), x(box.x + reach.x)},
-          {x(right - reach.x), x(right + reach.x)},
-          {y(box.y - reach.y), y(box.y + reach.y)},
-          {y(bottom - reach.y), y(bottom + reach.y)}};
-}
-
-// Of the sixteen families in which each side has moved outwards or inwards, the largest bound.
-float Search::split_bound(const Box& box, const Steps& reach) const {
-  const Family all = family(box, reach);
-  float best = 0;
-  for (int k = 0; k < 16; ++k) {
-    Family part = all;
-    part.left[k & 1 ? 1 : 0] = box.x;
-    part.right[k & 2 ? 1 : 0] = box.x + box.w;
-    part.top[k & 4 ? 1 : 0] = box.y;
-    part.bottom[k & 8 ? 1 : 0] = box.y + box.h;
-    best = std::max(best, anchored_bound(maps_, part));
-  }
-  return best;
-}
-
-bool Search::score_first(Scorer& scorer, Window& window) const {
-  window.score = scorer.score(window.box, floor_);
-  return window.score > 0;
 }
 
 // One round of refinement: each side is moved outwards, else inwards, where that scores more.
@@ -228,57 +198,112 @@ void Search::move_sides(Scorer& scorer, Window& window) const {
   if (!better(0, 0, s.x, 0)) better(0, 0, -s.x, 0);
 }
 
-// Looks at a window more closely: cheap bounds first, then a round of refinement.
-Entry Search::advance(Scorer& scorer, int32_t index) {
+// A tighter bound, cut off at the threshold.
+Entry Search::look_closer(Worker& worker, int32_t index) {
   Window& window = windows_[index];
-  const auto at_most = [&](float bound) {
-    bound = std::max(bound, window.score);
-    return Entry{bound, index, window.score > 0 && bound == window.score};
-  };
-  if (window.next == Window::kSplit) {
-    window.next = Window::kConnect;
-    return at_most(split_bound(window.box, window.steps.reach()));
-  }
-  if (window.next == Window::kConnect) {
-    window.next = Window::kMove;
-    return at_most(scorer.connected_bound(family(window.box, window.steps.reach())));
-  }
-  if (window.score == 0 && !score_first(scorer, window)) return {0, index, false};
+  const float least = std::max(threshold_, window.score);
+  const float bound = worker.bounds.contained(window.box, window.steps, least);
+  window.promising = bound > least;
+  return {bound, index, bound == window.score};
+}
+
+// Bounds a window more tightly where that was not tried, else refines it by a round.
+Entry Search::advance(Worker& worker, int32_t index) {
+  Window& window = windows_[index];
+  if (!window.promising) return look_closer(worker, index);
+  if (window.score == 0) window.score = worker.scorer.score(window.box, floor_);
+  if (window.score == 0) return {0, index, false};
   if (!window.steps.halve()) return {window.score, index, true};
-  move_sides(scorer, window);
-  window.next = Window::kConnect;
-  return at_most(split_bound(window.box, window.steps.reach()));
+  move_sides(worker.scorer, window);
+  return look_closer(worker, index);
+}
+
+// Resolves the most promising of a sample of windows.
+void Search::first_guess() {
+  const size_t wanted = static_cast<size_t>(params_.max_boxes);
+  const size_t sample = std::min(waiting_.size(), 16 * wanted + 256), resolved = std::min(sample, 4 * wanted + 16);
+  const auto middle = waiting_.begin() + std::max(sample, waiting_.size() / 4);
+  if (middle >= waiting_.end()) return;
+  std::nth_element(waiting_.begin(), middle, waiting_.end(), std::greater<Entry>());
+  const size_t stride = (middle - waiting_.begin()) / sample;
+  for (size_t i = 0; i < sample; ++i) {
+    std::swap(waiting_[i], waiting_[i * stride]);
+    waiting_[i].bound = std::min(waiting_[i].bound, look_closer(workers_[0], waiting_[i].index).bound);
+  }
+  std::nth_element(waiting_.begin(), waiting_.begin() + resolved, waiting_.begin() + sample, std::greater<Entry>());
+  for (size_t i = 0; i < resolved; ++i) {
+    Entry& entry = waiting_[i];
+    while (!entry.resolved && entry.bound > floor_) {
+      const Entry next = advance(workers_[0], entry.index);
+      entry = {std::min(next.bound, entry.bound), next.index, next.resolved};
+    }
+    if (entry.resolved) found_.push_back({windows_[entry.index].box, entry.bound});
+  }
+  raise_threshold();
+}
+
+// Moves what exceeds the threshold from waiting_ to the queue.
+void Search::admit() {
+  const auto above =
+      std::partition(waiting_.begin(), waiting_.end(), [&](const Entry& entry) { return entry.bound <= threshold_; });
+  for (auto entry = above; entry != waiting_.end(); ++entry) queue_.push(*entry);
+  waiting_.erase(above, waiting_.end());
+}
+
+// Guesses anew once a quarter more windows have been resolved.
+void Search::raise_threshold() {
+  if (found_.size() < found_at_raise_ + found_at_raise_ / 4 + static_cast<size_t>(params_.max_boxes)) return;
+  found_at_raise_ = found_.size();
+  std::sort(found_.begin(), found_.end(), [](const Proposal& a, const Proposal& b) { return a.score > b.score; });
+  Suppression suppression(params_);
+  int64_t kept = 0;
+  for (const Proposal& proposal : found_) {
+    if (!suppression.keep(proposal.box) || ++kept < params_.max_boxes) continue;
+    threshold_ = std::max(threshold_, std::nextafter(proposal.score, 0.0f));
+    return;
+  }
 }
 
 // Takes unresolved windows off the top of the queue and puts them back with tighter bounds.
 void Search::advance_best() {
   batch_.clear();
-  while (!queue_.empty() && !queue_.top().resolved && batch_.size() < kBatch * scorers_.size()) {
+  while (!queue_.empty() && !queue_.top().resolved && batch_.size() < kBatch * workers_.size()) {
     batch_.push_back(queue_.top());
     queue_.pop();
   }
-  const int size = static_cast<int>(batch_.size()), threads = static_cast<int>(scorers_.size());
+  const int size = static_cast<int>(batch_.size()), threads = static_cast<int>(workers_.size());
 #pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1 && size > threads)
   for (int t = 0; t < threads; ++t)
     for (int i = t; i < size; i += threads) {
-      const Entry entry = advance(scorers_[t], batch_[i].index);
+      const Entry entry = advance(workers_[t], batch_[i].index);
       batch_[i] = {std::min(entry.bound, batch_[i].bound), entry.index, entry.resolved};
     }
-  for (const Entry& entry : batch_)
-    if (entry.bound > floor_) queue_.push(entry);
+  for (const Entry& entry : batch_) {
+    if (entry.bound <= floor_) continue;
+    if (entry.resolved) found_.push_back({windows_[entry.index].box, windows_[entry.index].score});
+    if (entry.bound > threshold_)
+      queue_.push(entry);
+    else
+      waiting_.push_back(entry);
+  }
+  raise_threshold();
 }
 
 std::vector<Proposal> Search::run() {
   std::vector<Proposal> proposals;
   Suppression suppression(params_);
-  while (!queue_.empty() && static_cast<int64_t>(proposals.size()) < params_.max_boxes) {
-    if (!queue_.top().resolved) {
+  while (static_cast<int64_t>(proposals.size()) < params_.max_boxes) {
+    if (queue_.empty() || queue_.top().bound <= threshold_) {
+      if (threshold_ <= floor_) break;
+      threshold_ = std::max(floor_, threshold_ * 0.8f);
+      admit();
+    } else if (!queue_.top().resolved) {
       advance_best();
-      continue;
+    } else {
+      const Window& window = windows_[queue_.top().index];
+      queue_.pop();
+      if (suppression.keep(window.box)) proposals.push_back({window.box, window.score});
     }
-    const Window& window = windows_[queue_.top().index];
-    queue_.pop();
-    if (suppression.keep(window.box)) proposals.push_back({window.box, window.score});
   }
   return proposals;
 }
