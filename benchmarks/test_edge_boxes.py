@@ -1,7 +1,7 @@
 """Edge Boxes against OpenCV, one thread each, on equal maps: python -m pytest benchmarks/test_edge_boxes.py
 
-Real pictures come from AVFAST_REAL_CLIPS, a folder of videos/*.mp4 (enlarged for the larger sizes); drawn ones are
-overlapping shapes under noise. Set OMP_NUM_THREADS=1 for a fair ratio.
+Real pictures come from AVFAST_REAL_CLIPS, a folder of videos/*.mp4 (enlarged for the larger sizes); drawn
+ones are overlapping shapes under noise. Set OMP_NUM_THREADS=1 for a fair ratio.
 """
 
 from __future__ import annotations
