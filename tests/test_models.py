@@ -13,6 +13,7 @@ from torch import Tensor
 
 from avfast.data import Batch, Sample, collate
 from avfast.models import PRESETS, SYSTEMS, ModelConfig, System, build
+from avfast.models.augment import SpecAugment, kept
 from avfast.models.heads import Stream, TwoStreamHead, bag_softmax
 from avfast.models.systems import fuse, hinge_loss
 
@@ -123,6 +124,30 @@ def test_head_compiles_whole_with_any_sizes() -> None:
         (gradient,) = torch.autograd.grad(phi.square().sum(), features)
         (expected,) = torch.autograd.grad(head(features, offsets).phi.square().sum(), features)
         torch.testing.assert_close(gradient, expected)
+
+
+# Augmentation
+
+
+def test_masks_are_runs_of_limited_length() -> None:
+    torch.manual_seed(0)
+    masks = kept(2000, 12, 5, torch.device("cpu"))
+    removed = (~masks).sum(1)
+    assert removed.min() == 0 and removed.max() == 5
+    assert ((~masks).int().diff(dim=1).abs().sum(1) <= 2).all()
+    assert (~masks).any(0).all()
+
+
+def test_augmentation_masks_in_training_only() -> None:
+    torch.manual_seed(0)
+    examples = torch.ones(50, 96, 64)
+    augment = SpecAugment(bands=10, frames=20, gain=0.0)
+    masked = augment(examples)
+    assert set(masked.unique().tolist()) == {0.0, 1.0}
+    assert ((masked == 0).all(1).sum(1) <= 10).all() and ((masked == 0).all(2).sum(1) <= 20).all()
+    assert torch.equal(augment.eval()(examples), examples)
+    levels = SpecAugment(bands=0, frames=0, gain=0.5)(examples)
+    assert torch.equal(levels, levels[:, :1, :1].expand_as(levels)) and 0.3 < levels[:, 0, 0].std() < 0.7
 
 
 # Fusion and loss

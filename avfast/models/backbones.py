@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from avfast.data.logmel import MEL_BANDS
 from avfast.errors import InputError
+from avfast.models.augment import SpecAugment
 from avfast.models.efficientnet import FEATURES, OUTPUT_STRIDE, EfficientNetLite0
 from avfast.models.vggish import EMBEDDING, VGGish
 from avfast.models.weights import load_into
@@ -341,14 +342,15 @@ def _packaged_lite0() -> Path:
 
 
 class ToyAudio(Backbone):
-    """A small CNN on log-mel examples that keeps frequency apart and averages over time."""
+    """A small CNN on log-mel examples, standardised by band; keeps frequency apart, averages over time."""
 
     pretrainable = False
     dim = 128
 
     def __init__(self, train_conv: bool = False, dropout: float = 0.5) -> None:
         super().__init__(train_conv, dropout)
-        self.norm = nn.BatchNorm2d(1)
+        self.norm = nn.BatchNorm1d(MEL_BANDS)
+        self.augment = SpecAugment()
         self.features = nn.Sequential(
             *_conv_block(1, 24, kernel=6, stride=4),
             *_conv_block(24, 48, kernel=4, stride=2),
@@ -362,7 +364,8 @@ class ToyAudio(Backbone):
 
     def forward(self, examples: Tensor) -> Tensor:
         """Log-mel examples [A, 96, 64] to [A, dim]."""
-        maps = self.features(self.norm(examples[:, None]))
+        standardised = self.norm(examples.transpose(1, 2)).transpose(1, 2)
+        maps = self.features(self.augment(standardised)[:, None])
         return self.head(maps.mean(2).flatten(1))
 
 
