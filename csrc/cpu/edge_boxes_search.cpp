@@ -1,11 +1,10 @@
-// Best-first search over sliding windows. Each window has an upper bound on the score that refining it can reach; the
-// window of largest bound is looked at more closely, until that bound is a score. Scores then come out in decreasing
-// order, as greedy suppression takes them, and the search stops at the last box wanted.
+// Search over sliding windows against a threshold, a guess at the last score wanted. A window is refined only as far as
+// it takes to see that it cannot exceed the threshold; where too few boxes exceed it, it is lowered.
 #include "edge_boxes_search.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
-#include <queue>
 
 #include "edge_boxes_bound.h"
 
@@ -59,13 +58,8 @@ struct Entry {
   int32_t index;  // of the window
   bool resolved;  // the bound is the score
 
-  // The heap's top is the largest bound; of equal bounds what is unresolved, then what was generated first.
-  bool operator>(const Entry& other) const { return other < *this; }
-  bool operator<(const Entry& other) const {
-    if (bound != other.bound) return bound < other.bound;
-    if (resolved != other.resolved) return resolved;
-    return index > other.index;
-  }
+  // The largest bound first; of equal bounds what was generated first.
+  bool operator<(const Entry& other) const { return bound != other.bound ? bound > other.bound : index < other.index; }
 };
 
 float overlap(const Box& a, const Box& b) {
@@ -125,34 +119,29 @@ class Search {
   void move_sides(Scorer& scorer, Window& window) const;
   Entry look_closer(Worker& worker, int32_t index);
   Entry advance(Worker& worker, int32_t index);
-  void advance_best();
+  void resolve(Worker& worker, Entry& entry);
   void first_guess();
-  void admit();
+  void resolve_above_threshold();
   void raise_threshold();
+  std::vector<Proposal> best_found();
 
-  static constexpr size_t kBatch = 32;  // windows a thread
+  static constexpr size_t kBatch = 1024;  // windows between guesses
 
   const ScoreMaps& maps_;
   const EdgeBoxesParams& params_;
   const float position_step_ = (1 - params_.alpha) / (1 + params_.alpha);
   const float floor_ = params_.min_score > 0 ? std::nextafter(params_.min_score, 0.0f) : 0.0f;
-  // A guess at the last score wanted: windows are not looked at more closely than it takes to see that they cannot
-  // exceed it. Too high a guess is lowered when nothing above it is left.
   float threshold_ = floor_;
   std::vector<Window> windows_;
-  std::vector<Entry> waiting_;   // of bounds up to the threshold
-  std::vector<Proposal> found_;  // resolved above the threshold
-  size_t found_at_raise_ = 0;
-  std::priority_queue<Entry> queue_;
+  std::vector<Entry> waiting_;  // neither resolved nor out of the question
+  std::vector<Entry> found_;    // resolved
   std::vector<Worker> workers_;
-  std::vector<Entry> batch_;
 };
 
 Search::Search(const ScoreMaps& maps, const EdgeBoxesParams& params, int threads)
     : maps_(maps), params_(params), workers_(threads, Worker(maps)) {
   for (const WindowShape& shape : window_shapes(maps.width, maps.height, params)) add_windows(shape);
   first_guess();
-  admit();
 }
 
 void Search::add_windows(const WindowShape& shape) {
@@ -218,94 +207,81 @@ Entry Search::advance(Worker& worker, int32_t index) {
   return look_closer(worker, index);
 }
 
+// Advances a window until it is resolved or cannot exceed the threshold.
+void Search::resolve(Worker& worker, Entry& entry) {
+  while (!entry.resolved && entry.bound > threshold_) {
+    const Entry next = advance(worker, entry.index);
+    entry = {std::min(next.bound, entry.bound), next.index, next.resolved};
+  }
+}
+
 // Resolves the most promising of a sample of windows.
 void Search::first_guess() {
   const size_t wanted = static_cast<size_t>(params_.max_boxes);
-  const size_t sample = std::min(waiting_.size(), 16 * wanted + 256), resolved = std::min(sample, 4 * wanted + 16);
-  const auto middle = waiting_.begin() + std::max(sample, waiting_.size() / 4);
-  if (middle >= waiting_.end()) return;
-  std::nth_element(waiting_.begin(), middle, waiting_.end(), std::greater<Entry>());
-  const size_t stride = (middle - waiting_.begin()) / sample;
+  const size_t sample = 16 * wanted + 256, top = std::max(sample, waiting_.size() / 4);
+  if (top >= waiting_.size()) return;
+  std::nth_element(waiting_.begin(), waiting_.begin() + top, waiting_.end());
   for (size_t i = 0; i < sample; ++i) {
-    std::swap(waiting_[i], waiting_[i * stride]);
+    std::swap(waiting_[i], waiting_[i * (top / sample)]);
     waiting_[i].bound = std::min(waiting_[i].bound, look_closer(workers_[0], waiting_[i].index).bound);
   }
-  std::nth_element(waiting_.begin(), waiting_.begin() + resolved, waiting_.begin() + sample, std::greater<Entry>());
+  const size_t resolved = 4 * wanted + 16;
+  std::nth_element(waiting_.begin(), waiting_.begin() + resolved, waiting_.begin() + sample);
   for (size_t i = 0; i < resolved; ++i) {
-    Entry& entry = waiting_[i];
-    while (!entry.resolved && entry.bound > floor_) {
-      const Entry next = advance(workers_[0], entry.index);
-      entry = {std::min(next.bound, entry.bound), next.index, next.resolved};
-    }
-    if (entry.resolved) found_.push_back({windows_[entry.index].box, entry.bound});
+    resolve(workers_[0], waiting_[i]);
+    if (waiting_[i].resolved) found_.push_back(waiting_[i]);
   }
+  waiting_.erase(std::remove_if(waiting_.begin(), waiting_.end(), [](const Entry& entry) { return entry.resolved; }),
+                 waiting_.end());
   raise_threshold();
 }
 
-// Moves what exceeds the threshold from waiting_ to the queue.
-void Search::admit() {
+// Windows of larger bounds go first and raise the threshold for the others.
+void Search::resolve_above_threshold() {
   const auto above =
       std::partition(waiting_.begin(), waiting_.end(), [&](const Entry& entry) { return entry.bound <= threshold_; });
-  for (auto entry = above; entry != waiting_.end(); ++entry) queue_.push(*entry);
+  std::vector<Entry> entries(above, waiting_.end());
   waiting_.erase(above, waiting_.end());
+  std::sort(entries.begin(), entries.end());
+  const int threads = static_cast<int>(workers_.size());
+  for (size_t begin = 0; begin < entries.size(); begin += kBatch) {
+    const int64_t size = static_cast<int64_t>(std::min(kBatch, entries.size() - begin));
+    Entry* batch = &entries[begin];
+    std::atomic<int64_t> next{0};
+#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
+    for (int t = 0; t < threads; ++t)
+      for (int64_t i; (i = next++) < size;) resolve(workers_[t], batch[i]);
+    for (int64_t i = 0; i < size; ++i)
+      if (batch[i].resolved || batch[i].bound > floor_) (batch[i].resolved ? found_ : waiting_).push_back(batch[i]);
+    raise_threshold();
+  }
 }
 
-// Guesses anew once a quarter more windows have been resolved.
 void Search::raise_threshold() {
-  if (found_.size() < found_at_raise_ + found_at_raise_ / 4 + static_cast<size_t>(params_.max_boxes)) return;
-  found_at_raise_ = found_.size();
-  std::sort(found_.begin(), found_.end(), [](const Proposal& a, const Proposal& b) { return a.score > b.score; });
-  Suppression suppression(params_);
-  int64_t kept = 0;
-  for (const Proposal& proposal : found_) {
-    if (!suppression.keep(proposal.box) || ++kept < params_.max_boxes) continue;
-    threshold_ = std::max(threshold_, std::nextafter(proposal.score, 0.0f));
-    return;
-  }
+  const std::vector<Proposal> best = best_found();
+  if (static_cast<int64_t>(best.size()) == params_.max_boxes)
+    threshold_ = std::max(threshold_, std::nextafter(best.back().score, 0.0f));
 }
 
-// Takes unresolved windows off the top of the queue and puts them back with tighter bounds.
-void Search::advance_best() {
-  batch_.clear();
-  while (!queue_.empty() && !queue_.top().resolved && batch_.size() < kBatch * workers_.size()) {
-    batch_.push_back(queue_.top());
-    queue_.pop();
+std::vector<Proposal> Search::best_found() {
+  std::sort(found_.begin(), found_.end());
+  std::vector<Proposal> best;
+  Suppression suppression(params_);
+  for (const Entry& entry : found_) {
+    if (static_cast<int64_t>(best.size()) == params_.max_boxes || entry.bound <= threshold_) break;
+    const Box& box = windows_[entry.index].box;
+    if (suppression.keep(box)) best.push_back({box, entry.bound});
   }
-  const int size = static_cast<int>(batch_.size()), threads = static_cast<int>(workers_.size());
-#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1 && size > threads)
-  for (int t = 0; t < threads; ++t)
-    for (int i = t; i < size; i += threads) {
-      const Entry entry = advance(workers_[t], batch_[i].index);
-      batch_[i] = {std::min(entry.bound, batch_[i].bound), entry.index, entry.resolved};
-    }
-  for (const Entry& entry : batch_) {
-    if (entry.bound <= floor_) continue;
-    if (entry.resolved) found_.push_back({windows_[entry.index].box, windows_[entry.index].score});
-    if (entry.bound > threshold_)
-      queue_.push(entry);
-    else
-      waiting_.push_back(entry);
-  }
-  raise_threshold();
+  return best;
 }
 
 std::vector<Proposal> Search::run() {
-  std::vector<Proposal> proposals;
-  Suppression suppression(params_);
-  while (static_cast<int64_t>(proposals.size()) < params_.max_boxes) {
-    if (queue_.empty() || queue_.top().bound <= threshold_) {
-      if (threshold_ <= floor_) break;
-      threshold_ = std::max(floor_, threshold_ * 0.8f);
-      admit();
-    } else if (!queue_.top().resolved) {
-      advance_best();
-    } else {
-      const Window& window = windows_[queue_.top().index];
-      queue_.pop();
-      if (suppression.keep(window.box)) proposals.push_back({window.box, window.score});
-    }
+  while (true) {
+    resolve_above_threshold();
+    std::vector<Proposal> best = best_found();
+    if (static_cast<int64_t>(best.size()) == params_.max_boxes || threshold_ <= floor_) return best;
+    threshold_ = std::max(floor_, threshold_ * 0.8f);
   }
-  return proposals;
 }
 
 }  // namespace
