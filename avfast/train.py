@@ -49,7 +49,7 @@ class Recipe:
     schedule: Literal["constant", "cosine"]
 
 
-FROM_SCRATCH = Recipe(epochs=16, batch_size=8, lr=1.5e-3, weight_decay=1e-4, schedule="cosine")
+FROM_SCRATCH = Recipe(epochs=12, batch_size=16, lr=2e-3, weight_decay=1e-4, schedule="cosine")
 FEW_CLIPS = Recipe(epochs=20, batch_size=16, lr=1e-3, weight_decay=1e-4, schedule="cosine")
 PAPER = Recipe(epochs=12, batch_size=24, lr=1e-5, weight_decay=0.0, schedule="constant")
 
