@@ -130,8 +130,10 @@ def best_threshold(scores: FloatArray, labels: BoolArray) -> float:
     quality = 2 * hits / (ranked + hits[-1])
     gaps = np.append(values[:-1] - values[1:], 0.0)
     best = int(np.lexsort((-np.arange(len(values)), gaps, quality))[-1])
-    middle = values[best] - gaps[best] / 2
-    return float(middle if best == len(values) - 1 or middle > values[best + 1] else values[best])
+    # As a float32, so that float32 scores decide as these do; neighbours without one between give the upper.
+    middle = float(np.float32(values[best] - gaps[best] / 2))
+    lower = values[best + 1] if best + 1 < len(values) else -np.inf
+    return middle if lower < middle <= values[best] else float(values[best])
 
 
 def classification(
