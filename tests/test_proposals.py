@@ -50,6 +50,18 @@ def test_boxes_lie_in_the_picture() -> None:
     assert (boxes[:, 2:] > boxes[:, :2]).all()
 
 
+def test_earlier_pictures_do_not_matter() -> None:
+    rng = np.random.default_rng(0)
+    images = [
+        cv2.GaussianBlur(rng.integers(0, 256, (90, 130, 3), np.uint8), (0, 0), sigma) for sigma in (2, 3, 5, 3)
+    ]
+    forward = [propose(image, 50, PARAMETERS) for image in images]
+    backward = [propose(image, 50, PARAMETERS) for image in reversed(images)][::-1]
+    for one, other in zip(forward, backward, strict=True):
+        np.testing.assert_array_equal(one.boxes, other.boxes)
+        np.testing.assert_array_equal(one.scores, other.scores)
+
+
 def test_fewer_boxes_are_the_best_ones() -> None:
     image = scene((40, 30, 100, 80))
     image[90:110, 110:150] = 90

@@ -156,8 +156,8 @@ def _edge_boxes(
     return boxes, np.asarray(scores, np.float32).reshape(-1)
 
 
-@cache
 def _detector(max_boxes: int, parameters: EdgeBoxesParameters) -> Any:
+    """A detector for one picture: OpenCV's carries sums over from one to the next, which changes later scores."""
     return cv2.ximgproc.createEdgeBoxes(
         alpha=parameters.alpha,
         beta=parameters.beta,

@@ -40,7 +40,7 @@ from avfast.data.shards import INDEX
 
 CLASSES = tuple(sorted(toy_events.SIGHTS))
 
-VERSION = 3
+VERSION = 4
 """Counts changes of the generator, so that a cache made by another one is not used."""
 
 WIDTH, HEIGHT = 128, 96
