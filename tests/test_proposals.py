@@ -53,7 +53,8 @@ def test_boxes_lie_in_the_picture() -> None:
 def test_earlier_pictures_do_not_matter() -> None:
     rng = np.random.default_rng(0)
     images = [
-        cv2.GaussianBlur(rng.integers(0, 256, (90, 130, 3), np.uint8), (0, 0), sigma) for sigma in (2, 3, 5, 3)
+        cv2.GaussianBlur(rng.integers(0, 256, (90, 130, 3), np.uint8), (0, 0), sigma)
+        for sigma in (2, 3, 5, 3)
     ]
     forward = [propose(image, 50, PARAMETERS) for image in images]
     backward = [propose(image, 50, PARAMETERS) for image in reversed(images)][::-1]

@@ -157,7 +157,7 @@ def _edge_boxes(
 
 
 def _detector(max_boxes: int, parameters: EdgeBoxesParameters) -> Any:
-    """A detector for one picture: OpenCV's carries sums over from one to the next, which changes later scores."""
+    """A detector for one picture: OpenCV's carries sums over to the next, which changes its scores."""
     return cv2.ximgproc.createEdgeBoxes(
         alpha=parameters.alpha,
         beta=parameters.beta,
