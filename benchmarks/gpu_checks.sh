@@ -1,6 +1,6 @@
-#!/bin/sh
-# Everything that needs a GPU: builds, tests, looks for wrong accesses and races, and times. Results go to $1.
-set -eu
+#!/usr/bin/env bash
+# Everything that needs a GPU: builds, tests, looks for wrong accesses and races. Results go to $1.
+set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-build/gpu}
 mkdir -p "$out"
@@ -18,5 +18,3 @@ for tool in memcheck racecheck; do
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 1 \
     python -m pytest -m cuda -k 'not graph and not side_stream and not every_run' | tee "$out/$tool.txt"
 done
-
-python -m pytest benchmarks -m cuda --benchmark-json "$out/benchmarks.json" | tee "$out/benchmarks.txt"
