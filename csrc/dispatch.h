@@ -25,4 +25,22 @@ void dispatch_float(const TensorView& x, F&& f) {
   }
 }
 
+// Calls f(TypeTag<T>{}) for the float64, float32, float16 or bfloat16 behind `x`; the device names the last two.
+template <typename Half, typename BFloat16, typename F>
+void dispatch_float_or_half(const TensorView& x, F&& f) {
+  switch (x.dtype) {
+    case Dtype::kFloat64:
+      return f(TypeTag<double>{});
+    case Dtype::kFloat32:
+      return f(TypeTag<float>{});
+    case Dtype::kFloat16:
+      return f(TypeTag<Half>{});
+    case Dtype::kBFloat16:
+      return f(TypeTag<BFloat16>{});
+    default:
+      throw TypeError(std::string(x.name) + ": expected dtype float64, float32, float16 or bfloat16, got " +
+                      dtype_name(x.dtype));
+  }
+}
+
 }  // namespace avfast

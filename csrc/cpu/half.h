@@ -1,10 +1,8 @@
 // The two half types as the CPU stores them; arithmetic happens in float.
 #pragma once
 
+#include <cstdint>
 #include <cstring>
-#include <string>
-
-#include "dispatch.h"
 
 namespace avfast {
 
@@ -53,24 +51,6 @@ inline Half to_half(float x) {
   else
     half = (magnitude - (112u << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;
   return {static_cast<uint16_t>(half | (u >> 16 & 0x8000u))};
-}
-
-// Calls f(TypeTag<T>{}) for the float64, float32, float16 or bfloat16 behind `x`.
-template <typename F>
-void dispatch_float_or_half(const TensorView& x, F&& f) {
-  switch (x.dtype) {
-    case Dtype::kFloat64:
-      return f(TypeTag<double>{});
-    case Dtype::kFloat32:
-      return f(TypeTag<float>{});
-    case Dtype::kFloat16:
-      return f(TypeTag<Half>{});
-    case Dtype::kBFloat16:
-      return f(TypeTag<BFloat16>{});
-    default:
-      throw TypeError(std::string(x.name) + ": expected dtype float64, float32, float16 or bfloat16, got " +
-                      dtype_name(x.dtype));
-  }
 }
 
 }  // namespace avfast

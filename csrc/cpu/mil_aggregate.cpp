@@ -9,6 +9,7 @@
 #include "cpu/half.h"
 #include "cpu/memory.h"
 #include "cpu/simd/kernels.h"
+#include "dispatch.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -195,7 +196,7 @@ void mil_aggregate_forward_cpu(const TensorView& output, const TensorView& peak,
   check_statistic(peak, bags, scores, true);
   check_statistic(total, bags, scores, true);
   if (output.numel() == 0) return;
-  dispatch_float_or_half(scores, [&](auto tag) {
+  dispatch_float_or_half<Half, BFloat16>(scores, [&](auto tag) {
     using T = typename decltype(tag)::type;
     forward<T>(output, peak, total, logits, &scores, bags, 1,
                [](int64_t, auto, auto whole, auto sum) { return whole == 0 ? 0 : sum / whole; });
@@ -215,7 +216,7 @@ void mil_aggregate_backward_cpu(const TensorView& grad_scores, const TensorView&
   check_statistic(peak, bags, scores, true);
   check_statistic(total, bags, scores, true);
   if (scores.numel() == 0) return;
-  dispatch_float_or_half(scores, [&](auto tag) {
+  dispatch_float_or_half<Half, BFloat16>(scores, [&](auto tag) {
     backward<typename decltype(tag)::type>(grad_scores, &grad_logits, grad_output, logits, &scores, &output, peak,
                                            total, bags, 1);
   });
@@ -228,7 +229,7 @@ void mil_logsumexp_forward_cpu(const TensorView& output, const TensorView& peak,
   check_statistic(peak, bags, scores, true);
   check_statistic(total, bags, scores, true);
   if (output.numel() == 0) return;
-  dispatch_float_or_half(scores, [&](auto tag) {
+  dispatch_float_or_half<Half, BFloat16>(scores, [&](auto tag) {
     using T = typename decltype(tag)::type;
     forward<T>(output, peak, total, scores, nullptr, bags, r, [&](int64_t bag, auto top, auto whole, auto) {
       using A = decltype(whole);
@@ -246,7 +247,7 @@ void mil_logsumexp_backward_cpu(const TensorView& grad_scores, const TensorView&
   check_statistic(peak, bags, scores, true);
   check_statistic(total, bags, scores, true);
   if (scores.numel() == 0) return;
-  dispatch_float_or_half(scores, [&](auto tag) {
+  dispatch_float_or_half<Half, BFloat16>(scores, [&](auto tag) {
     backward<typename decltype(tag)::type>(grad_scores, nullptr, grad_output, scores, nullptr, nullptr, peak, total,
                                            bags, r);
   });

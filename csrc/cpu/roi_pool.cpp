@@ -279,7 +279,7 @@ void roi_pool_forward_cpu(const TensorView& output, const TensorView& winner, co
                           const TensorView& boxes, double spatial_scale) {
   check_pair(input, output, boxes);
   if (winner.ndim != 1 || winner.numel() != 0) check_winner(winner, output, input);
-  dispatch_float_or_half(input, [&](auto t) {
+  dispatch_float_or_half<Half, BFloat16>(input, [&](auto t) {
     dispatch_float(boxes, [&](auto b) {
       forward<typename decltype(t)::type, typename decltype(b)::type>(output, winner, input, boxes, spatial_scale);
     });
@@ -290,7 +290,7 @@ void roi_pool_backward_cpu(const TensorView& grad_input, const TensorView& grad_
                            const TensorView& boxes, double /* the winners say it all */) {
   check_pair(grad_input, grad_output, boxes);
   check_winner(winner, grad_output, grad_input);
-  dispatch_float_or_half(grad_input, [&](auto t) {
+  dispatch_float_or_half<Half, BFloat16>(grad_input, [&](auto t) {
     dispatch_float(boxes, [&](auto b) {
       backward<typename decltype(t)::type, typename decltype(b)::type>(grad_input, grad_output, winner, boxes);
     });

@@ -1,6 +1,7 @@
 // MIL aggregation on CUDA: one pass forward by online softmax, one element-wise pass backward.
 #include <cmath>
 
+#include "dispatch.h"
 #include "launch.cuh"
 #include "mil_aggregate.h"
 #include "scalar.cuh"
@@ -360,7 +361,7 @@ bool has_vector_rows(const TensorView& x, int64_t vector_size) {
 // Calls f(TypeTag<T>{}, std::integral_constant<int, kVec>{}): whole 16-byte accesses where all of `arguments` allow.
 template <typename F>
 void dispatch_vectors(const TensorView& scores, std::initializer_list<const TensorView*> arguments, F&& f) {
-  dispatch_scalar(scores, [&](auto tag) {
+  dispatch_float_or_half<__half, __nv_bfloat16>(scores, [&](auto tag) {
     constexpr int kVec = kVectorSize<typename decltype(tag)::type>;
     for (const TensorView* x : arguments)
       if (!has_vector_rows(*x, kVec)) return f(tag, std::integral_constant<int, 1>{});

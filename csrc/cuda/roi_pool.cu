@@ -1,4 +1,5 @@
 // RoI max pooling on CUDA: one launch forward, one backward, no float atomics.
+#include "dispatch.h"
 #include "launch.cuh"
 #include "roi_pool.h"
 #include "roi_pool_boxes.cuh"
@@ -488,7 +489,7 @@ void roi_pool_forward_cuda(const TensorView& output, const TensorView& winner, c
   if (output.numel() == 0) return;
   const Boxes list = read_boxes(input, output, boxes, spatial_scale);
   const Winners winners = {winner.numel() == 0 ? nullptr : winner.data, winner.dtype};
-  dispatch_scalar(input, [&](auto tag) {
+  dispatch_float_or_half<__half, __nv_bfloat16>(input, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const auto run = input.is_contiguous() ? forward_contiguous<T> : forward_channels_last<T>;
     run(output.ptr<T>(), winners, input.ptr<T>(), list, input.shape[1], stream);
@@ -502,7 +503,7 @@ void roi_pool_backward_cuda(const TensorView& grad_input, const TensorView& grad
   if (grad_input.numel() == 0) return;
   const Boxes list = read_boxes(grad_input, grad_output, boxes, spatial_scale);
   const Winners winners = {winner.data, winner.dtype};
-  dispatch_scalar(grad_input, [&](auto tag) {
+  dispatch_float_or_half<__half, __nv_bfloat16>(grad_input, [&](auto tag) {
     using T = typename decltype(tag)::type;
     backward(grad_input.ptr<T>(), grad_output.ptr<T>(), winners, list, grad_input.shape[1], !grad_input.is_contiguous(),
              stream);

@@ -6,10 +6,6 @@
 #include <cuda_runtime.h>
 
 #include <limits>
-#include <string>
-
-#include "dispatch.h"
-#include "tensor_view.h"
 
 namespace avfast {
 
@@ -85,24 +81,6 @@ __device__ void copy_to_shared(T* shared, const T* global, int32_t count, int ra
   for (int32_t i = rank; i < vectors; i += threads)
     store_vector<kVec>(shared + i * kVec, load_vector<kVec>(global + i * kVec));
   for (int32_t i = vectors * kVec + rank; i < count; i += threads) shared[i] = global[i];
-}
-
-// Calls f(TypeTag<T>{}) for the floating-point device type behind `x`.
-template <typename F>
-void dispatch_scalar(const TensorView& x, F&& f) {
-  switch (x.dtype) {
-    case Dtype::kFloat64:
-      return f(TypeTag<double>{});
-    case Dtype::kFloat32:
-      return f(TypeTag<float>{});
-    case Dtype::kFloat16:
-      return f(TypeTag<__half>{});
-    case Dtype::kBFloat16:
-      return f(TypeTag<__nv_bfloat16>{});
-    default:
-      throw TypeError(std::string(x.name) + ": expected dtype float64, float32, float16 or bfloat16, got " +
-                      dtype_name(x.dtype));
-  }
 }
 
 }  // namespace avfast
