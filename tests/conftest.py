@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,23 @@ def odd_clips() -> Path:
 def dcase_lists() -> Path:
     """The label lists of DCASE 2017 task 4."""
     return _material_or_skip("dcase2017_task4")
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny tensors gain nothing from more, and lose much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared data set of a few seconds' training."""
+    import tiny_shards  # needs the decoders, which the kernels' tests do without
+
+    return tiny_shards.make(tmp_path_factory.mktemp("tiny") / "shards")
 
 
 def _cuda_works() -> bool:

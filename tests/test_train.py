@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,19 +24,7 @@ EPOCHS, BATCH = 2, 5
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 STEPS = EPOCHS * math.ceil(tiny_shards.COUNTS["train"] / BATCH)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny tensors gain nothing from more, and lose much on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_shards.make(tmp_path_factory.mktemp("tiny") / "shards")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def options(data: Path, out: Path, **changes: object) -> train.Options:
