@@ -163,6 +163,15 @@ def small_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_media(tmp_path_factory.mktemp("media") / "a.mp4", grey_frames(8), sound=tone(440, 2, 16_000))
 
 
+def test_unknown_codec_is_no_picture(tmp_path: Path, small_video: Path) -> None:
+    path = tmp_path / "a.mp4"
+    data = small_video.read_bytes()
+    codec = max(data.rfind(name) for name in (b"avc1", b"mp4v"))
+    path.write_bytes(data[:codec] + b"\0\0\0\0" + data[codec + 4 :])
+    assert list(read_frames(path)) == []
+    assert len(read_sound(path)) > 0
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     changes=st.lists(

@@ -159,6 +159,8 @@ def _open(path: Path) -> Iterator[Any]:
 
 def _decode(container: Any, stream: Any, **codec_options: int) -> Iterator[Any]:
     """The frames of one stream; what is damaged is passed over, what lies after the damage is kept."""
+    if stream.codec_context is None:  # FFmpeg knows no decoder of that name
+        return
     try:
         stream.codec_context.thread_count = 1  # clips are the unit of parallel work
         stream.codec_context.options = {name: str(value) for name, value in codec_options.items()}
