@@ -125,7 +125,7 @@ def dataset(workers: int | None = None) -> Path:
         A folder that ``ShardDataset`` reads. The videos lie beside it in ``clips``.
     """
     made_of = json.dumps([VERSION, asdict(Sizes()), SETTINGS.record()])
-    root = _cache() / f"toy-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
+    root = cache_folder() / f"toy-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
     shards = root / "shards"
     if not (shards / INDEX).is_file():
         root.mkdir(parents=True, exist_ok=True)
@@ -278,7 +278,8 @@ def _encode(file: Any, clip: Clip) -> None:
             container.mux(stream.encode(frame))
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Where data sets made on first use are kept."""
     if "AVFAST_CACHE" in os.environ:
         return Path(os.environ["AVFAST_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "avfast"
