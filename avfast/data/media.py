@@ -94,37 +94,51 @@ def read_sound(path: Path) -> NDArray[np.float32]:
     Raises:
         InputError: When the file cannot be opened as media.
     """
-    if path.suffix.lower() in SOUND_SUFFIXES:
-        return _read_sound_file(path)
-    with _open(path) as container:
-        if not container.streams.audio:
-            return np.zeros(0, np.float32)
-        return _read_track(container, container.streams.audio[0])
+    return np.concatenate([np.zeros(0, np.float32), *sound_blocks(path)])
 
 
-def _read_sound_file(path: Path) -> NDArray[np.float32]:
+def sound_blocks(path: Path) -> Iterator[NDArray[np.float32]]:
+    """Read a file's sound block by block, so that memory does not grow with its length.
+
+    Args:
+        path: As for ``read_sound``.
+
+    Yields:
+        float32 [n]: pieces of what ``read_sound`` returns, one after the other; n varies.
+
+    Raises:
+        InputError: When the file cannot be opened as media, or a sound file breaks off.
+    """
+    blocks = _sound_file_blocks if path.suffix.lower() in SOUND_SUFFIXES else _track_blocks
+    return map(_finite, blocks(path))
+
+
+def _sound_file_blocks(path: Path) -> Iterator[NDArray[np.float32]]:
     _require_content(path)
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(path) as file:
+            resampler = soxr.ResampleStream(file.samplerate, SAMPLE_RATE, 1, dtype="float32")
+            for block in file.blocks(file.samplerate, dtype="float32", always_2d=True):
+                yield resampler.resample_chunk(block.mean(axis=1))
+            yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
     except soundfile.LibsndfileError as error:
         raise InputError(f"{path}: cannot be read as sound: {error.error_string}") from error
-    return _finite(soxr.resample(samples.mean(axis=1), rate, SAMPLE_RATE))
 
 
-def _read_track(container: Any, stream: Any) -> NDArray[np.float32]:
-    resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
-    blocks: list[NDArray[np.float32]] = []
-    origin = _start_seconds(container)
-    for frame in _decode(container, stream):
-        if not blocks and frame.time is not None:
-            blocks.append(_silence(frame.time - origin))
-        with suppress(av.error.FFmpegError, ValueError):  # a track whose layout changes midway
-            blocks += [block.to_ndarray()[0] for block in resampler.resample(frame)]
-    if not blocks:
-        return np.zeros(0, np.float32)
-    with suppress(av.error.FFmpegError, ValueError):
-        blocks += [block.to_ndarray()[0] for block in resampler.resample(None)]
-    return _finite(np.concatenate(blocks))
+def _track_blocks(path: Path) -> Iterator[NDArray[np.float32]]:
+    with _open(path) as container:
+        if not container.streams.audio:
+            return
+        resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+        origin, begun = _start_seconds(container), False
+        for frame in _decode(container, container.streams.audio[0]):
+            if not begun and frame.time is not None:
+                yield _silence(frame.time - origin)
+            begun = True
+            with suppress(av.error.FFmpegError, ValueError):  # a track whose layout changes midway
+                yield from [block.to_ndarray()[0] for block in resampler.resample(frame)]
+        with suppress(av.error.FFmpegError, ValueError):
+            yield from [block.to_ndarray()[0] for block in resampler.resample(None)] if begun else []
 
 
 def _silence(seconds: float) -> NDArray[np.float32]:

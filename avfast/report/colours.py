@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 PALETTE = (
-    "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8800ff", "#aacc77", "#774422", "#990066",
-    "#bb55ff", "#ffbbcc", "#4433bb", "#ee1155", "#00ee44", "#882288", "#bb9944", "#aa5522", "#88cc99", "#dd00bb",
+    "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7",
+    "#56b4e9", "#8800ff", "#aacc77", "#774422", "#990066",
+    "#bb55ff", "#ffbbcc", "#4433bb", "#ee1155", "#00ee44",
+    "#882288", "#bb9944", "#aa5522", "#88cc99", "#dd00bb",
 )  # fmt: skip
-"""Six of Okabe and Ito's colours, then those that differ most from all before under full colour vision,
-protanopia, deuteranopia and tritanopia (Machado et al., 2009); any first n differ more than the first n + 1."""
+"""Six of Okabe and Ito's colours, then always the one that differs most from all before it, under full colour
+vision, protanopia, deuteranopia and tritanopia (as Machado et al. 2009 simulate them)."""
 
 INK, PAPER = "#000000", "#ffffff"
 
@@ -35,5 +37,7 @@ def rgb(colour: str) -> tuple[int, int, int]:
 
 def luminance(colour: str) -> float:
     """Relative luminance of ``#rrggbb``, 0 to 1 (WCAG 2)."""
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in rgb(colour))]
+    linear = [
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in rgb(colour))
+    ]
     return sum(weight * value for weight, value in zip((_RED, _GREEN, _BLUE), linear, strict=True))
