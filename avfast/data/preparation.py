@@ -15,12 +15,13 @@ from typing import Any
 import joblib
 import numpy as np
 from joblib.externals.loky.process_executor import TerminatedWorkerError
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from avfast.data import shards
 from avfast.data.files import TEMPORARY_PREFIX, atomic_write, write_json, write_text
 from avfast.data.labels import SPLITS, LabelledClip, Labels, annotations_csv
-from avfast.data.media import SAMPLE_RATE, read_frames, read_sound
+from avfast.data.media import SAMPLE_RATE, Frame, read_frames, read_sound
 from avfast.data.opencv import cv2
 from avfast.data.proposals import EdgeBoxesParameters, propose
 from avfast.errors import InputError
@@ -51,6 +52,19 @@ class Settings:
         if self.edge_model is not None:
             record["edge_model"] = hashlib.sha256(self.edge_model.read_bytes()).hexdigest()
         return record
+
+
+@dataclass(frozen=True)
+class PreparedFrame:
+    """A sampled frame as shards hold it."""
+
+    time: float
+    """Seconds from the start of the file."""
+    source_size: tuple[int, int]
+    """(width, height) in pixels of the source picture."""
+    jpeg: bytes
+    proposals: NDArray[np.float32]
+    """[R, 5], best first: xyxy in pixels of the JPEG, then the score."""
 
 
 @dataclass(frozen=True)
@@ -148,21 +162,47 @@ def prepare_clip(task: Task, settings: Settings) -> Outcome:
     return Outcome(task.clip.clip, "ok", lacks)
 
 
+def prepare_frame(frame: Frame, settings: Settings) -> PreparedFrame:
+    """Find a frame's proposals and compress it."""
+    found = propose(frame.image, settings.proposals, settings.edge_boxes, settings.edge_model)
+    proposals = np.hstack([found.boxes, found.scores[:, None]])
+    return PreparedFrame(frame.time, frame.source_size, shards.encode_jpeg(frame.image), proposals)
+
+
+def pack(
+    frames: Sequence[PreparedFrame], sound: NDArray[np.float32], note: str = "", start: float = 0.0
+) -> dict[str, bytes]:
+    """The members of a clip.
+
+    Args:
+        frames: In the order of time; may be empty.
+        sound: [T] at 16 kHz; may be empty.
+        note: What the clip lacks.
+        start: Seconds into the file at which the clip begins; its own times count from there.
+    """
+    facts = {
+        "frame_times": [round(frame.time - start, 6) for frame in frames],
+        "frame_size": frames[0].source_size if frames else (0, 0),
+        "sound_seconds": round(len(sound) / SAMPLE_RATE, 6),
+        "lacks": note,
+    }
+    members = {shards.FACTS: shards.encode_facts(facts)}
+    members |= {shards.frame_member(index): frame.jpeg for index, frame in enumerate(frames)}
+    if frames:
+        rows = [np.insert(frame.proposals, 0, index, axis=1) for index, frame in enumerate(frames)]
+        members[shards.PROPOSALS] = shards.encode_array(np.concatenate(rows))
+    if len(sound):
+        members[shards.SOUND] = shards.encode_sound(sound)
+    return members
+
+
 def _encode(task: Task, settings: Settings) -> tuple[dict[str, bytes], str]:
     """A clip's members, and what it lacks."""
-    frames: dict[str, bytes] = {}
-    times: list[float] = []
-    size = (0, 0)
-    rows = [np.zeros((0, len(shards.PROPOSAL_COLUMNS)), np.float32)]
+    frames: list[PreparedFrame] = []
     lacks: list[str] = []
     try:
-        for index, frame in enumerate(read_frames(task.video, settings.fps, settings.long_side)):
-            found = propose(frame.image, settings.proposals, settings.edge_boxes, settings.edge_model)
-            column = np.full((len(found.scores), 1), index, np.float32)
-            rows.append(np.hstack([column, found.boxes, found.scores[:, None]]))
-            frames[shards.frame_member(index)] = shards.encode_jpeg(frame.image)
-            times.append(round(frame.time, 6))
-            size = size if index else frame.source_size
+        for frame in read_frames(task.video, settings.fps, settings.long_side):
+            frames.append(prepare_frame(frame, settings))
     except InputError as error:
         lacks.append(_without_path(error, task.video))
     try:
@@ -172,15 +212,9 @@ def _encode(task: Task, settings: Settings) -> tuple[dict[str, bytes], str]:
         lacks.append(_without_path(error, task.sound))
     if not frames and not len(sound):
         raise InputError("; ".join(dict.fromkeys(lacks)) or "neither picture nor sound could be read")
-    facts = {"frame_times": times, "frame_size": size, "sound_seconds": round(len(sound) / SAMPLE_RATE, 6)}
     lacks += ["no picture"] * (not frames) + ["no sound"] * (not len(sound))
     note = "; ".join(dict.fromkeys(lacks))
-    members = {shards.FACTS: shards.encode_facts(facts | {"lacks": note})} | frames
-    if frames:
-        members[shards.PROPOSALS] = shards.encode_array(np.concatenate(rows))
-    if len(sound):
-        members[shards.SOUND] = shards.encode_sound(sound)
-    return members, note
+    return pack(frames, sound, note), note
 
 
 def _without_path(error: InputError, path: Path) -> str:

@@ -241,7 +241,14 @@ class ShardDataset(Dataset[Sample]):
         entry = self._entries[position]
         members = self._read(entry)
         try:
-            return self._decode(entry, members)
+            return decode(
+                members,
+                entry["clip"],
+                [float(name in entry["labels"]) for name in self.classes],
+                self.image_size,
+                self.proposals,
+                self.front_end,
+            )
         except (ValueError, KeyError, cv2.error, soundfile.SoundFileError) as error:
             raise self._damaged(entry, str(error)) from error
 
@@ -267,53 +274,6 @@ class ShardDataset(Dataset[Sample]):
                 raise self._damaged(entry, f"checksum of {entry['key']}.{name} differs")
         return members
 
-    def _decode(self, entry: Mapping[str, Any], members: Mapping[str, bytes]) -> Sample:
-        facts = json.loads(members[FACTS])
-        times = facts["frame_times"]
-        images = [_decode_jpeg(members[frame_member(index)]) for index in range(len(times))]
-        boxes, box_frames, objectness = self._regions(members, images)
-        waveform = _decode_sound(members[SOUND]) if SOUND in members else np.zeros(0, np.float32)
-        audio = self.front_end(torch.from_numpy(waveform))
-        return Sample(
-            clip=entry["clip"],
-            frames=self._frames(images),
-            frame_times=torch.tensor(times, dtype=torch.float32),
-            boxes=boxes,
-            box_frames=box_frames,
-            objectness=objectness,
-            frame_size=(facts["frame_size"][0], facts["frame_size"][1]),
-            audio=audio,
-            segments=self.front_end.segments(len(audio)),
-            target=torch.tensor([float(name in entry["labels"]) for name in self.classes]),
-        )
-
-    def _frames(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
-        side = self.image_size
-        frames = np.zeros((len(images), side, side, 3), np.uint8)
-        for frame, image in zip(frames, images, strict=True):
-            shrinks = max(image.shape[:2]) > side
-            cv2.resize(
-                image, (side, side), frame, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-            )
-        return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
-
-    def _regions(
-        self, members: Mapping[str, bytes], images: Sequence[NDArray[np.uint8]]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes in the stretched frames, their frames, their scores: the best of each frame."""
-        if not images:
-            return torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0)
-        table = np.load(io.BytesIO(members[PROPOSALS]), allow_pickle=False)
-        rows = table[:, 0].astype(np.int64)
-        rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
-        table, rows = table[rank < self.proposals], rows[rank < self.proposals]
-        sizes = np.array([(image.shape[1], image.shape[0]) * 2 for image in images], np.float32)
-        return (
-            torch.from_numpy(table[:, 1:5] * (self.image_size / sizes[rows])),
-            torch.from_numpy(rows),
-            torch.from_numpy(table[:, 5].copy()),
-        )
-
     def _shard(self, entry: Mapping[str, Any]) -> Path:
         return self.root / self._shards[entry["shard"]]["name"]
 
@@ -322,6 +282,73 @@ class ShardDataset(Dataset[Sample]):
             f"{self._shard(entry)}: missing or damaged: cannot read the clip {entry['clip']!r} ({reason}); "
             "prepare the data again"
         )
+
+
+def decode(
+    members: Members,
+    clip: str,
+    target: Sequence[float],
+    image_size: int,
+    proposals: int,
+    front_end: FrontEnd,
+) -> Sample:
+    """A clip's members as the model sees them.
+
+    Args:
+        members: As ``preparation.pack`` makes them.
+        clip: Its name.
+        target: [C], 1 for a label that it has, else 0.
+        image_size: S; frames are stretched to S x S pixels.
+        proposals: Boxes to keep of each frame, the best ones.
+        front_end: Turns its sound into audio instances.
+
+    Raises:
+        ValueError, KeyError, cv2.error, SoundFileError: The members are damaged.
+    """
+    facts = json.loads(members[FACTS])
+    times = facts["frame_times"]
+    images = [_decode_jpeg(members[frame_member(index)]) for index in range(len(times))]
+    boxes, box_frames, objectness = _regions(members, images, image_size, proposals)
+    waveform = _decode_sound(members[SOUND]) if SOUND in members else np.zeros(0, np.float32)
+    audio = front_end(torch.from_numpy(waveform))
+    return Sample(
+        clip=clip,
+        frames=_frames(images, image_size),
+        frame_times=torch.tensor(times, dtype=torch.float32),
+        boxes=boxes,
+        box_frames=box_frames,
+        objectness=objectness,
+        frame_size=(facts["frame_size"][0], facts["frame_size"][1]),
+        audio=audio,
+        segments=front_end.segments(len(audio)),
+        target=torch.tensor(target),
+    )
+
+
+def _frames(images: Sequence[NDArray[np.uint8]], side: int) -> Tensor:
+    frames = np.zeros((len(images), side, side, 3), np.uint8)
+    for frame, image in zip(frames, images, strict=True):
+        shrinks = max(image.shape[:2]) > side
+        cv2.resize(image, (side, side), frame, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
+
+
+def _regions(
+    members: Members, images: Sequence[NDArray[np.uint8]], side: int, proposals: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes in the stretched frames, their frames, their scores: the best of each frame."""
+    if not images:
+        return torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0)
+    table = np.load(io.BytesIO(members[PROPOSALS]), allow_pickle=False)
+    rows = table[:, 0].astype(np.int64)
+    rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
+    table, rows = table[rank < proposals], rows[rank < proposals]
+    sizes = np.array([(image.shape[1], image.shape[0]) * 2 for image in images], np.float32)
+    return (
+        torch.from_numpy(table[:, 1:5] * (side / sizes[rows])),
+        torch.from_numpy(rows),
+        torch.from_numpy(table[:, 5].copy()),
+    )
 
 
 def _decode_jpeg(data: bytes) -> NDArray[np.uint8]:
