@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from avfast.data.files import atomic_write
 from avfast.errors import InputError
 
-FORMAT = "avfast-checkpoint-1"
+FORMAT = "avfast-checkpoint-2"
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 The model is the one that did best on validation, with the threshold chosen there. Commands to start from:
 
     python -m avfast.evaluate runs/first
-    python -m avfast.evaluate runs/real --split val --out runs/real/val
+    python -m avfast.evaluate runs/real --split val --out runs/real/val --thresholds per-class
     python -m avfast.evaluate runs/real --data other-shards --out runs/real/other
 """
 
@@ -16,7 +16,7 @@ from typing import Literal
 import tyro
 
 from avfast.cli import run
-from avfast.evaluation import table
+from avfast.evaluation import ThresholdRule, table
 from avfast.runs import evaluate, load_best, open_split, pick_device
 
 
@@ -30,6 +30,8 @@ class Options:
     """Which clips."""
     out: Path | None = None
     """Folder for metrics.json and scores.csv. Default: the run's, whose files are replaced."""
+    thresholds: ThresholdRule | None = None
+    """One for all classes, or one per class; both were chosen on validation. Default: as it was trained."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     workers: int = 0
@@ -39,7 +41,7 @@ class Options:
 def main(options: Options) -> None:
     """Evaluate one run."""
     device, ops = pick_device(options.device)
-    trained = load_best(options.run, device)
+    trained = load_best(options.run, device, options.thresholds)
     dataset = open_split(options.data or trained.data, options.split, trained.model.config)
     print(f"{ops}; {len(dataset)} clips")
     out = options.out or options.run

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -54,14 +54,31 @@ class Predictions:
     """By clip; empty where the model scores no audio segments."""
 
 
+ThresholdRule = Literal["global", "per-class"]
+THRESHOLD_RULES: tuple[ThresholdRule, ...] = get_args(ThresholdRule)
+
+
 @dataclass(frozen=True)
 class Thresholds:
-    """From which score on a (clip, class) pair is positive; chosen on clips that are not tested."""
+    """From which score on a (clip, class) pair is positive; chosen on clips that are not tested.
 
-    scores: float
+    Each is one number for all classes, or [C].
+    """
+
+    scores: float | FloatArray
     """For the model's scores."""
-    views: dict[str, float]
+    views: dict[str, float | FloatArray]
     """For the scores of each modality alone."""
+
+    def state(self) -> dict[str, Any]:
+        """As numbers and lists, for a checkpoint; ``from_state`` reads it."""
+        views = {modality: np.asarray(values).tolist() for modality, values in self.views.items()}
+        return {"scores": np.asarray(self.scores).tolist(), "views": views}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Thresholds:
+        """What ``state`` returned, as thresholds again."""
+        return cls(_threshold(state["scores"]), {m: _threshold(v) for m, v in state["views"].items()})
 
 
 @torch.no_grad()
@@ -108,14 +125,18 @@ def predict(
     )
 
 
-def choose_thresholds(predictions: Predictions) -> Thresholds:
-    """The thresholds that maximise micro-F1 on these clips (the validation split's)."""
+def choose_thresholds(predictions: Predictions, rule: ThresholdRule = "global") -> Thresholds:
+    """The thresholds that suit these clips (the validation split's) best.
+
+    Args:
+        predictions: Of the validation split.
+        rule: ``global`` maximises micro-F1 with one threshold for all classes, ``per-class`` the F1 of every
+            class with its own.
+    """
+    choose = metrics.class_thresholds if rule == "per-class" else metrics.best_threshold
     return Thresholds(
-        metrics.best_threshold(predictions.scores, predictions.labels),
-        {
-            modality: metrics.best_threshold(scores, predictions.labels)
-            for modality, scores in predictions.views.items()
-        },
+        choose(predictions.scores, predictions.labels),
+        {modality: choose(scores, predictions.labels) for modality, scores in predictions.views.items()},
     )
 
 
@@ -141,7 +162,7 @@ def detect_events(predictions: Predictions, thresholds: Thresholds) -> dict[str,
             continue
         segments = predictions.segments[clip]
         spans = _cells(segments.bounds)
-        least = max(thresholds.views["audio"], TINY)
+        least = np.maximum(thresholds.views["audio"], TINY)
         active = (segments.evidence >= least) & (scores >= thresholds.scores)
         events[clip] = [
             Event(label, float(spans[first, 0]), float(spans[last, 1]))
@@ -166,12 +187,13 @@ def summarise(
         annotations: Ground truth of places and times, for the modalities that have it.
 
     Returns:
-        ``clips``, ``threshold``, ``micro``, ``macro``, ``map``, ``per_class``, ``views`` (micro figures of
-        each modality alone, with its own threshold) and, where there is ground truth, ``localization``.
+        ``clips``, ``threshold`` (None where each class has its own, see ``per_class``), the figures of
+        ``metrics.classification``, the same of each modality alone in ``views``, with its own thresholds,
+        and, where there is ground truth, ``localization``.
     """
     result = {
         "clips": len(predictions.clips),
-        "threshold": thresholds.scores,
+        "threshold": _single(thresholds.scores),
         **metrics.classification(predictions.scores, predictions.labels, thresholds.scores, classes),
     }
     places = _localization(predictions, thresholds, classes, annotations) if annotations is not None else {}
@@ -179,8 +201,8 @@ def summarise(
         result["localization"] = places
     result["views"] = {
         modality: {
-            "threshold": thresholds.views[modality],
-            "micro": metrics.micro_f1(scores >= thresholds.views[modality], predictions.labels),
+            "threshold": _single(thresholds.views[modality]),
+            **metrics.classification(scores, predictions.labels, thresholds.views[modality], classes),
         }
         for modality, scores in predictions.views.items()
     }
@@ -197,7 +219,7 @@ def table(summary: Mapping[str, Any]) -> str:
             f"{micro['f1']:.3f}  (precision {micro['precision']:.3f}, recall {micro['recall']:.3f})",
         ),
         ("macro-F1", f"{summary['macro']['f1']:.3f}"),
-        ("mAP", f"{summary['map']:.3f}"),
+        ("mAP", f"{summary['map']:.3f}  (ROC area {summary['auc']:.3f}, d' {summary['d_prime']:.2f})"),
     ]
     rows += [(f"{m} alone, micro-F1", f"{view['micro']['f1']:.3f}") for m, view in summary["views"].items()]
     places = summary.get("localization", {})
@@ -229,6 +251,14 @@ def write_results(
 
 def _array(tensor: Tensor) -> FloatArray:
     return tensor.double().cpu().numpy()
+
+
+def _threshold(value: float | Sequence[float]) -> float | FloatArray:
+    return np.array(value) if isinstance(value, Sequence) else value
+
+
+def _single(threshold: float | FloatArray) -> float | None:
+    return threshold if isinstance(threshold, float) else None
 
 
 def _bags(offsets: Tensor) -> Iterator[slice]:
@@ -284,7 +314,7 @@ def _localization(
             if row.label in index:
                 reference[row.clip].append(Event(index[row.label], row.start, row.end))
         detected = detect_events(predictions, thresholds)
-        result["audio"] = metrics.audio_localization(detected, reference, len(classes))
+        result["audio"] = metrics.audio_localization(detected, reference, classes)
     return result
 
 

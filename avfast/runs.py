@@ -19,7 +19,7 @@ from avfast.data import Batch, Sample, collate, synthetic
 from avfast.data.files import write_text
 from avfast.data.shards import ShardDataset
 from avfast.errors import InputError
-from avfast.evaluation import Thresholds, predict, summarise, write_results
+from avfast.evaluation import ThresholdRule, Thresholds, predict, summarise, write_results
 from avfast.models import SYSTEMS, ModelConfig, System, build
 
 if TYPE_CHECKING:
@@ -44,12 +44,13 @@ class Trained:
         return Path(self.config["data"]) if self.config["data"] is not None else None
 
 
-def load_best(folder: Path, device: torch.device) -> Trained:
+def load_best(folder: Path, device: torch.device, thresholds: ThresholdRule | None = None) -> Trained:
     """Read the checkpoint that did best on validation.
 
     Args:
         folder: Of a run.
         device: Where the model goes.
+        thresholds: Which of the thresholds chosen on validation decide; None for those it was trained with.
 
     Returns:
         The model, in evaluation mode, and what is needed to use it.
@@ -62,8 +63,8 @@ def load_best(folder: Path, device: torch.device) -> Trained:
     state = checkpoint.load(folder / BEST, device)
     model = build(ModelConfig(**state["config"]["model"]), len(state["classes"])).to(device)
     checkpoint.fill(model, state["model"], folder / BEST)
-    thresholds = Thresholds(state["threshold"], state["view_thresholds"])
-    return Trained(model.eval(), state["classes"], thresholds, state["config"])
+    chosen = Thresholds.from_state(state["thresholds"][thresholds or state["config"]["thresholds"]])
+    return Trained(model.eval(), state["classes"], chosen, state["config"])
 
 
 def open_split(data: Path | None, split: str, config: ModelConfig) -> ShardDataset:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +29,15 @@ from avfast.data import Batch
 from avfast.data.files import TEMPORARY_PREFIX, write_json
 from avfast.data.shards import ShardDataset
 from avfast.errors import InputError
-from avfast.evaluation import Predictions, Thresholds, choose_thresholds, predict, table
+from avfast.evaluation import (
+    THRESHOLD_RULES,
+    Predictions,
+    ThresholdRule,
+    Thresholds,
+    choose_thresholds,
+    predict,
+    table,
+)
 from avfast.metrics import classification
 from avfast.models import ModelConfig, System, build
 from avfast.report.curves import draw_curves
@@ -97,6 +105,8 @@ class Options:
     """Decoupled weight decay. Default: what suits the backbone."""
     schedule: Literal["constant", "cosine"] | None = None
     """Learning rate over the steps; cosine falls to zero. Default: what suits the backbone."""
+    thresholds: ThresholdRule = "global"
+    """Chosen on validation: one for all classes, for micro-F1, or one per class, for the class's own F1."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     workers: int = 0
@@ -228,6 +238,7 @@ class Trainer:
             "data": None if options.data is None else str(options.data.resolve()),
             "model": asdict(model.config),
             "recipe": asdict(recipe),
+            "thresholds": options.thresholds,
             "seed": options.seed,
             "classes": self.classes,
             "clips": fingerprint(train.clips),
@@ -316,13 +327,13 @@ class Trainer:
         """Validate, keep the model if it is the best so far, and save."""
         self.log_loss()
         predictions = self.predict_val()
-        thresholds = choose_thresholds(predictions)
-        figures = classification(predictions.scores, predictions.labels, thresholds.scores, self.classes)
+        thresholds = {rule: choose_thresholds(predictions, rule) for rule in THRESHOLD_RULES}
+        chosen = thresholds[self.options.thresholds].scores
+        figures = classification(predictions.scores, predictions.labels, chosen, self.classes)
         val = {
             "loss": predictions.loss,
             "micro_f1": figures["micro"]["f1"],
             "map": figures["map"],
-            "threshold": thresholds.scores,
         }
         progress = self.progress
         self.log.write({"step": progress.step, "epoch": progress.epoch, "val": val})
@@ -354,7 +365,7 @@ class Trainer:
             },
         )
 
-    def save_best(self, thresholds: Thresholds, val: dict[str, float]) -> None:
+    def save_best(self, thresholds: Mapping[ThresholdRule, Thresholds], val: dict[str, float]) -> None:
         """Write the model with what is needed to use it."""
         checkpoint.save(
             self.options.out / BEST,
@@ -362,8 +373,7 @@ class Trainer:
                 "config": self.config,
                 "model": self.model.state_dict(),
                 "classes": self.classes,
-                "threshold": thresholds.scores,
-                "view_thresholds": thresholds.views,
+                "thresholds": {rule: values.state() for rule, values in thresholds.items()},
                 "epoch": self.progress.epoch,
                 "step": self.progress.step,
                 "val": val,

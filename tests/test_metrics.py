@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from avfast import metrics
-from avfast.metrics import AnnotatedBox, Event, Regions
 
 CLASSES = ["siren", "horn", "bell"]
 
@@ -20,18 +19,6 @@ coarse = st.integers(-4, 4).map(lambda i: i / 4)
 scores_and_labels = st.tuples(st.integers(1, 12), st.integers(1, 3)).flatmap(
     lambda shape: st.tuples(hnp.arrays(np.float64, shape, elements=coarse), hnp.arrays(np.bool_, shape))
 )
-event_lists = st.lists(
-    st.builds(
-        lambda label, start, length: Event(label, start, start + length),
-        st.integers(0, len(CLASSES) - 1),
-        st.one_of(st.integers(0, 11).map(float), st.floats(0, 11)),
-        st.one_of(st.sampled_from([0.0, 0.48, 0.96, 1.0, 3.0]), st.floats(0, 9)),
-    ),
-    max_size=6,
-)
-
-
-# --- classification -------------------------------------------------------------------------------
 
 
 def test_micro_f1_by_hand() -> None:
@@ -101,30 +88,65 @@ def test_best_threshold_survives_neighbouring_floats(scores: np.ndarray, labels:
     assert chosen == max(metrics.micro_f1(scores >= t, labels)["f1"] for t in [*np.unique(scores), 2.0])
 
 
-def test_classification_leaves_unsupported_classes_out_of_averages() -> None:
+@settings(deadline=None)
+@given(scores_and_labels)
+def test_class_thresholds_are_exact_for_each_class(case: tuple[np.ndarray, np.ndarray]) -> None:
+    scores, labels = case
+    chosen = metrics.class_thresholds(scores, labels)
+    for c in range(scores.shape[1]):
+        if not labels[:, c].any():
+            assert chosen[c] == metrics.best_threshold(scores, labels)
+            continue
+        own = metrics.micro_f1(scores[:, c] >= chosen[c], labels[:, c])["f1"]
+        candidates = np.unique(scores[:, c])
+        assert own == max(metrics.micro_f1(scores[:, c] >= t, labels[:, c])["f1"] for t in candidates)
+
+
+def test_roc_area_and_d_prime_by_hand() -> None:
+    # Of 2 x 2 pairs, two are right, one is a tie, one is wrong.
+    assert metrics.roc_auc(np.array([0.9, 0.5, 0.5, 0.7]), np.array([1, 1, 0, 0])) == pytest.approx(2.5 / 4)
+    assert metrics.roc_auc(np.array([1.0, 2.0]), np.array([1, 1])) == 0.0
+    assert metrics.roc_auc(np.array([]), np.array([])) == 0.0
+    assert metrics.d_prime(0.5) == 0.0
+    assert metrics.d_prime(0.76024994) == pytest.approx(1.0)  # sqrt(2) * 0.70711; Phi(0.70711) = 0.76025
+    assert metrics.d_prime(1 - 0.76024994) == pytest.approx(-1.0)
+    for certain in (0.0, 1.0):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            metrics.d_prime(certain)
+
+
+def test_macro_figures_are_those_of_the_dcase_2017_script() -> None:
+    # Decisions: siren 1 hit, 1 miss; horn 1 hit, 1 false alarm; bell predicted once in error; gong never.
+    labels = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]], dtype=bool)
+    decisions = np.array([[1, 0, 0, 0], [0, 1, 1, 0], [0, 1, 0, 0]], dtype=bool)
+    result = metrics.classification(decisions.astype(float), labels, 0.5, [*CLASSES, "gong"])
+    precision, recall = (1 + 1 / 2 + 0) / 3, (1 / 2 + 1 + 0) / 3
+    assert result["macro"] == pytest.approx(
+        {"precision": precision, "recall": recall, "f1": 2 * precision * recall / (precision + recall)}
+    )
+    assert result["micro"] == pytest.approx({"f1": 4 / 7, "precision": 2 / 4, "recall": 2 / 3})
+    assert result["per_class"]["bell"]["support"] == 0
+    assert result["per_class"]["gong"]["f1"] == 0.0
+
+
+def test_a_class_without_clips_takes_no_part_in_rankings() -> None:
     scores = np.array([[0.9, 0.1, 0.8], [0.2, 0.7, 0.1]])
-    labels = np.array([[1, 0, 0], [0, 1, 0]])
-    result = metrics.classification(scores, labels, 0.5, CLASSES)
-    assert result["per_class"]["bell"] == {
-        "f1": 0.0,
-        "precision": 0.0,
-        "recall": 0.0,
-        "ap": 0.0,
-        "support": 0,
-    }
-    assert result["macro"] == {"f1": 1.0, "precision": 1.0, "recall": 1.0}
-    assert result["map"] == 1.0
-    assert result["micro"]["precision"] == pytest.approx(2 / 3)
+    result = metrics.classification(scores, np.array([[1, 0, 0], [0, 1, 0]]), 0.5, CLASSES)
+    assert (result["map"], result["auc"]) == (1.0, 1.0)
+    # A faultless class of one pair counts as half a pair wrong, which is chance.
+    assert result["d_prime"] == 0.0
+    bell = result["per_class"]["bell"]
+    assert (bell["ap"], bell["auc"], bell["d_prime"], bell["support"]) == (0.0, 0.0, 0.0, 0)
 
 
 @settings(deadline=None)
-@given(scores_and_labels, coarse)
-def test_classification_equals_scikit_learn(case: tuple[np.ndarray, np.ndarray], threshold: float) -> None:
+@given(scores_and_labels, st.lists(coarse, min_size=3, max_size=3))
+def test_classification_equals_scikit_learn(case: tuple[np.ndarray, np.ndarray], bounds: list[float]) -> None:
     sklearn_metrics = pytest.importorskip("sklearn.metrics")
     scores, labels = case
-    names = CLASSES[: scores.shape[1]]
-    result = metrics.classification(scores, labels, threshold, names)
-    decisions = scores >= threshold
+    names, thresholds = CLASSES[: scores.shape[1]], np.array(bounds[: scores.shape[1]])
+    result = metrics.classification(scores, labels, thresholds, names)
+    decisions = scores >= thresholds
     for c, name in enumerate(names):
         ours = result["per_class"][name]
         expected = sklearn_metrics.precision_recall_fscore_support(
@@ -132,12 +154,29 @@ def test_classification_equals_scikit_learn(case: tuple[np.ndarray, np.ndarray],
         )
         assert (ours["precision"], ours["recall"], ours["f1"]) == pytest.approx(expected[:3])
         assert ours["support"] == labels[:, c].sum()
+        if 0 < ours["support"] < len(labels):
+            assert ours["auc"] == pytest.approx(sklearn_metrics.roc_auc_score(labels[:, c], scores[:, c]))
     micro = sklearn_metrics.f1_score(labels.ravel(), decisions.ravel(), zero_division=0)
     assert result["micro"]["f1"] == pytest.approx(micro)
-    supported = [name for name, any_ in zip(names, labels.any(axis=0), strict=True) if any_]
-    f1 = [result["per_class"][name]["f1"] for name in supported]
-    assert result["macro"]["f1"] == pytest.approx(np.mean(f1) if f1 else 0.0)
-    assert np.isfinite([result["map"], *result["micro"].values(), *result["macro"].values()]).all()
+    occurring = labels.any(axis=0) | decisions.any(axis=0)
+    averages = [
+        np.mean(
+            [result["per_class"][n][key] for n, any_ in zip(names, occurring, strict=True) if any_] or [0]
+        )
+        for key in ("precision", "recall")
+    ]
+    assert [result["macro"]["precision"], result["macro"]["recall"]] == pytest.approx(averages)
+    figures = [result[key] for key in ("map", "auc", "d_prime")]
+    assert np.isfinite([*figures, *result["micro"].values(), *result["macro"].values()]).all()
+
+
+def test_empty_predictions_give_zero_everywhere() -> None:
+    labels = np.array([[1, 0, 1], [0, 1, 0]], dtype=bool)
+    for case in (labels, np.zeros_like(labels), labels[:0]):
+        result = metrics.classification(np.zeros(case.shape), case, 1.0, CLASSES)
+        for group in (result["micro"], result["macro"]):
+            assert group == {"f1": 0.0, "precision": 0.0, "recall": 0.0}
+        assert np.isfinite([result["map"], result["auc"], result["d_prime"]]).all()
 
 
 @pytest.mark.parametrize(
@@ -151,98 +190,3 @@ def test_classification_equals_scikit_learn(case: tuple[np.ndarray, np.ndarray],
 def test_classification_refuses_bad_input(scores: np.ndarray, labels: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         metrics.classification(scores, labels, 0.0, CLASSES)
-
-
-# --- regions --------------------------------------------------------------------------------------
-
-
-def regions(*rows: tuple[float, tuple[float, ...], tuple[float, ...]]) -> Regions:
-    times, boxes, scores = zip(*rows, strict=True)
-    return Regions(np.array(times), np.array(boxes), np.array(scores))
-
-
-def test_iou_by_hand() -> None:
-    assert metrics.iou((0, 0, 2, 2), (1, 0, 3, 2)) == pytest.approx(1 / 3)
-    assert metrics.iou((0, 0, 1, 1), (1, 1, 2, 2)) == 0.0
-    assert metrics.iou((0, 0, 0, 0), (0, 0, 0, 0)) == 0.0
-    assert metrics.iou((2, 2, 0, 0), (0, 0, 2, 2)) == 0.0
-
-
-def test_corloc_and_pointing_take_the_best_region_of_the_clip() -> None:
-    truth = {"a": [AnnotatedBox(0, 1.0, 1.0, (0, 0, 10, 10)), AnnotatedBox(1, 1.0, 1.0, (20, 20, 40, 40))]}
-    found = {
-        "a": regions(
-            (1.0, (0, 0, 10, 9), (0.9, 0.1)),  # right for class 0
-            (1.0, (24, 24, 34, 34), (0.2, 0.8)),  # inside class 1's box but IoU 1/4: the centre counts alone
-            (1.0, (20, 20, 40, 40), (0.1, 0.7)),  # perfect for class 1, but second
-        )
-    }
-    assert metrics.region_localization(found, truth) == {"corloc": 0.5, "pointing": 1.0}
-
-
-def test_corloc_counts_a_box_in_its_own_frame_only() -> None:
-    truth = {"a": [AnnotatedBox(0, 2.0, 2.0, (0, 0, 10, 10)), AnnotatedBox(0, 5.0, 7.0, (0, 0, 10, 10))]}
-
-    def corloc(time: float) -> float:
-        return metrics.region_localization({"a": regions((time, (0, 0, 10, 10), (1.0,)))}, truth)["corloc"]
-
-    assert [corloc(t) for t in (1.7, 1.75, 2.25, 3.0, 6.0, 7.3)] == [0.0, 1.0, 1.0, 0.0, 1.0, 0.0]
-
-
-def test_a_clip_without_regions_fails_and_no_pair_gives_zero() -> None:
-    truth = {"a": [AnnotatedBox(0, 0, 9, (0, 0, 1, 1))], "b": [AnnotatedBox(0, 0, 9, (0, 0, 1, 1))]}
-    found = {
-        "a": regions((0.0, (0, 0, 1, 1), (1.0,))),
-        "b": Regions(np.zeros(0), np.zeros((0, 4)), np.zeros((0, 1))),
-    }
-    assert metrics.region_localization(found, truth) == {"corloc": 0.5, "pointing": 0.5}
-    assert metrics.region_localization({"a": found["a"]}, truth)["corloc"] == 0.5
-    assert metrics.region_localization(found, {}) == {"corloc": 0.0, "pointing": 0.0}
-
-
-# --- segments -------------------------------------------------------------------------------------
-
-
-def test_segment_scores_by_hand() -> None:
-    reference = {"a": [Event(0, 0.5, 2.5)], "b": []}  # segments 0, 1, 2
-    estimated = {"a": [Event(0, 1.0, 2.0), Event(1, 2.0, 3.0)], "b": [Event(2, 0.0, 1.0)]}
-    # One hit of 3 estimated, 3 reference; errors: deletion in 0, substitution in 2, insertion in b.
-    result = metrics.audio_localization(estimated, reference, 3)
-    assert result == pytest.approx({"segment_f1": 1 / 3, "segment_er": 1.0})
-
-
-def test_segment_scores_without_events() -> None:
-    silent = {"segment_f1": 0.0, "segment_er": 0.0}
-    assert metrics.audio_localization({}, {}, 3) == silent
-    assert metrics.audio_localization({"a": []}, {"a": []}, 3) == silent
-    assert metrics.audio_localization({"a": [Event(0, 0, 2)]}, {"a": []}, 3)["segment_er"] == 2.0
-    assert metrics.audio_localization({"elsewhere": [Event(0, 0, 2)]}, {"a": []}, 3) == silent
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.lists(st.tuples(event_lists, event_lists), min_size=1, max_size=3))
-def test_segment_scores_equal_sed_eval(clips: list[tuple[list[Event], list[Event]]]) -> None:
-    sed_eval = pytest.importorskip("sed_eval")
-    oracle = sed_eval.sound_event.SegmentBasedMetrics(CLASSES, time_resolution=1.0)
-    oracle.empty_system_output_handling = "zero_score"
-    for i, (reference, estimated) in enumerate(clips):
-        oracle.evaluate(_sed_eval_list(reference, i), _sed_eval_list(estimated, i))
-    ours = metrics.audio_localization(
-        {str(i): estimated for i, (_, estimated) in enumerate(clips)},
-        {str(i): reference for i, (reference, _) in enumerate(clips)},
-        len(CLASSES),
-    )
-    if not oracle.overall["Nref"]:  # sed_eval divides by zero here; ours is defined
-        assert ours["segment_f1"] == 0.0
-        assert ours["segment_er"] == oracle.overall["I"]
-        return
-    expected = oracle.results_overall_metrics()
-    assert ours["segment_f1"] == pytest.approx(expected["f_measure"]["f_measure"])
-    assert ours["segment_er"] == pytest.approx(expected["error_rate"]["error_rate"])
-
-
-def _sed_eval_list(events: list[Event], clip: int) -> list[dict[str, object]]:
-    return [
-        {"filename": f"{clip}.wav", "event_label": CLASSES[e.label], "onset": e.start, "offset": e.end}
-        for e in events
-    ]
