@@ -79,7 +79,7 @@ def open_split(data: Path | None, split: str, config: ModelConfig) -> ShardDatas
         InputError: The folder holds no shards, or the split no clip.
     """
     root = data if data is not None else synthetic.dataset()
-    front_end = SYSTEMS[config.system].front_end
+    front_end = SYSTEMS[config.system].new_front_end(config)
     return ShardDataset(root, split, config.image_size, config.proposals, front_end)
 
 

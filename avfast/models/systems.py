@@ -1,254 +1,225 @@
-"""The systems that ``--system`` names: a batch of bags in, clip scores and their make-up by instance out."""
+"""The systems that ``--system`` names, each a few lines over backbones and heads."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
 from avfast.data.batch import Batch
-from avfast.data.logmel import VGGishLogMel
-from avfast.models.backbones import AUDIO, VISUAL
-from avfast.models.heads import Stream, TwoStreamHead
+from avfast.data.logmel import CRNNLogMel, FrontEnd
+from avfast.errors import InputError
+from avfast.models.backbones import AUDIO, VISUAL, AudioBackbone, VisualBackbone
+from avfast.models.gated_crnn import BandNorm, GatedCRNN
+from avfast.models.heads import LogSumExpHead, Stream, TwoStreamHead, WSDDNHead
+from avfast.models.system import ModelConfig, Output, Source, System, probabilities, register
 
 NORM_EPS = 1e-12
-
-Preset = Literal["toy", "paper"]
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Everything that decides a model's structure; plain values, so a checkpoint can hold it as a dict."""
-
-    system: str = "av-two-stream"
-    """A key of ``SYSTEMS``."""
-    backbone: str = "toy"
-    """A key of ``backbones.VISUAL``."""
-    audio_backbone: str = "toy"
-    """A key of ``backbones.AUDIO``."""
-    image_size: int = 96
-    """Side that frames are stretched to, in pixels."""
-    proposals: int = 10
-    """Regions per frame, M; the best by objectness."""
-    dropout: float = 0.5
-    """Share of features dropped in training, in [0, 1)."""
-    l2_normalise: bool = True
-    """Whether a modality's clip scores are divided by their Euclidean norm before modalities are added."""
-    train_conv: bool = False
-    """Whether conv layers of pretrained networks learn."""
-    vggish_relu: bool = True
-    """Whether VGGish ends in a ReLU, as its PyTorch port does and today's original does not."""
-    vggish_pca: bool = False
-    """Whether VGGish embeddings are whitened and written in 8 bits, as AudioSet's released ones are."""
-
-    def __post_init__(self) -> None:
-        for field, known in (("system", SYSTEMS), ("backbone", VISUAL), ("audio_backbone", AUDIO)):
-            if getattr(self, field) not in known:
-                raise ValueError(f"{field}: expected one of {', '.join(known)}, got {getattr(self, field)!r}")
-        if self.image_size <= 0 or self.image_size % VISUAL[self.backbone].stride:
-            raise ValueError(
-                f"image_size: expected a positive multiple of {VISUAL[self.backbone].stride}, the stride of "
-                f"{self.backbone}, got {self.image_size}"
-            )
-        if self.proposals < 1:
-            raise ValueError(f"proposals: expected at least 1, got {self.proposals}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: expected a number in [0, 1), got {self.dropout}")
-        for field, default in (("vggish_relu", True), ("vggish_pca", False)):
-            if getattr(self, field) is not default and self.audio_backbone != "vggish":
-                raise ValueError(f"{field}: only for the audio backbone vggish, got {self.audio_backbone}")
-        if self.vggish_pca and self.train_conv:
-            raise ValueError("vggish_pca: its 8 bits have no gradient for train_conv; choose one of them")
-
-    @classmethod
-    def from_preset(cls, preset: Preset = "toy", **changes: Any) -> ModelConfig:
-        """A preset with some fields changed.
-
-        Args:
-            preset: ``toy`` trains from scratch on a laptop, ``paper`` is the published system.
-            **changes: Values of fields; None keeps the preset's. The image size follows the backbone.
-
-        Returns:
-            The resolved configuration.
-
-        Raises:
-            ValueError: For an unknown preset or a value out of range.
-            TypeError: For a field that does not exist.
-        """
-        if preset not in PRESETS:
-            raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
-        changes = {name: value for name, value in changes.items() if value is not None}
-        backbone = VISUAL.get(changes.get("backbone", ""))
-        if backbone is not None:
-            changes.setdefault("image_size", backbone.image_size)
-        return replace(PRESETS[preset], **changes)
+PROBABILITY_EPS = 1e-6
+OBJECTNESS_GAIN = 10.0
 
 
-@dataclass(frozen=True)
-class Output:
-    """What a system says of B clips and C classes."""
-
-    scores: Tensor
-    """[B, C], the higher the surer; two l2-normalised modalities give values in [-2, 2]."""
-    streams: dict[str, Stream]
-    """By modality, ``visual`` and ``audio``."""
-    norms: dict[str, Tensor]
-    """[B, 1] by modality: what ``phi`` was divided by; 1 without normalisation."""
-
-    @property
-    def views(self) -> dict[str, Tensor]:
-        """[B, C] by modality: what it adds to ``scores``, which is their sum."""
-        return {name: stream.phi / self.norms[name] for name, stream in self.streams.items()}
-
-    def evidence(self, modality: str) -> Tensor:
-        """Scores of a modality's N instances on the scale of its view.
-
-        Args:
-            modality: A key of ``streams``.
-
-        Returns:
-            [N, C]; for a two-stream head a bag's mean is its row of the view.
-        """
-        stream = self.streams[modality]
-        return stream.evidence / stream.per_instance(self.norms[modality])
-
-
-class System(nn.Module, ABC):
-    """A trainable system; ``forward`` maps a ``Batch`` to an ``Output``."""
-
-    front_end = VGGishLogMel()
-    """Turns a waveform into the audio instances that the system takes."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-
-    @property
-    def image_size(self) -> int:
-        """Side that frames are stretched to, in pixels."""
-        return self.config.image_size
-
-    @property
-    def proposals(self) -> int:
-        """Regions per frame."""
-        return self.config.proposals
-
-    @property
-    @abstractmethod
-    def frozen_regions(self) -> bool:
-        """Whether ``pool_regions`` is a constant of the clip, as the conv layers do not learn."""
-
-    @abstractmethod
-    def pool_regions(self, frames: Tensor, rois: Tensor) -> Tensor:
-        """Conv features of regions, without gradient.
-
-        Args:
-            frames: uint8 [F, 3, S, S]; F may be 0.
-            rois: float32 [R, 5], row of ``frames``, then xyxy in pixels; R may be 0.
-
-        Returns:
-            [R, channels, height, width].
-        """
-
-    @abstractmethod
-    def forward(self, batch: Batch, pooled: Tensor | None = None) -> Output:
-        """Score a batch of clips.
-
-        Args:
-            batch: B clips with R regions.
-            pooled: What ``pool_regions`` gives for the batch, computed before; the frames are not used then.
-
-        Returns:
-            The output for B clips.
-        """
-
-    @abstractmethod
-    def loss(self, output: Output, targets: Tensor) -> Tensor:
-        """The training loss.
-
-        Args:
-            output: What ``forward`` returned.
-            targets: float [B, C] in {0, 1}.
-
-        Returns:
-            A scalar.
-        """
-
-    @abstractmethod
-    def load_pretrained(
-        self, visual_weights: str | Path | None, audio_weights: str | Path | None
-    ) -> list[str]:
-        """Fill the pretrained parts before training.
-
-        Args:
-            visual_weights: State dict for the visual backbone, see ``Backbone.load_pretrained``; None for its
-                packaged weights, if any.
-            audio_weights: State dict for the audio backbone.
-
-        Returns:
-            Lines for the user on where the weights come from; those that begin with ``WARNING`` must be seen.
-
-        Raises:
-            InputError: If a file does not fit.
-        """
-
-
+@register("av-two-stream")
 class AVTwoStream(System):
-    """Parekh et al. 2018 (arXiv 1804.07345): a two-stream head per modality, l2-normalised scores added."""
+    """Parekh et al. 2018 (arXiv 1804.07345): a two-stream head per modality, l2-normalised scores added.
+
+    The other systems on regions and audio windows differ from it by what they override.
+    """
+
+    modalities: tuple[str, ...] = ("visual", "audio")
 
     def __init__(self, config: ModelConfig, classes: int) -> None:
-        """Args:
-        config: The structure.
-        classes: C.
-        """
-        super().__init__(config)
-        self.visual = VISUAL[config.backbone].from_config(config)
-        self.audio = AUDIO[config.audio_backbone].from_config(config)
+        """As the base class says."""
+        super().__init__(config, classes)
+        self.visual: VisualBackbone | None = None
+        self.audio: AudioBackbone | None = None
+        if "visual" in self.modalities:
+            self.visual = VISUAL[config.backbone].from_config(config)
+        if "audio" in self.modalities:
+            self.audio = AUDIO[config.audio_backbone].from_config(config)
+        backbones = {"visual": self.visual, "audio": self.audio}
         self.heads = nn.ModuleDict(
-            {
-                "visual": TwoStreamHead(self.visual.dim, classes),
-                "audio": TwoStreamHead(self.audio.dim, classes),
-            }
+            {name: self.new_head(backbone.dim) for name, backbone in backbones.items() if backbone}
         )
+
+    def new_head(self, dim: int) -> nn.Module:
+        """A head for feature vectors of ``dim`` numbers: features and offsets in, a ``Stream`` out."""
+        return TwoStreamHead(dim, self.classes, self.config.instance_softmax)
 
     @property
     def frozen_regions(self) -> bool:
         """As the base class says."""
-        return not self.visual.train_conv
+        return self.visual is not None and not self.visual.train_conv
 
     @torch.no_grad()
     def pool_regions(self, frames: Tensor, rois: Tensor) -> Tensor:
         """As the base class says."""
+        if self.visual is None:
+            return super().pool_regions(frames, rois)
         return self.visual.pooled(frames, rois)
 
     def forward(self, batch: Batch, pooled: Tensor | None = None) -> Output:
         """As the base class says; a clip without a modality gets nothing from it."""
+        streams = {}
+        if self.visual is not None:
+            streams["visual"] = self.heads["visual"](self.regions(batch, pooled), batch.region_offsets)
+        if self.audio is not None:
+            streams["audio"] = self.heads["audio"](self.segments(batch), batch.segment_offsets)
+        return fuse(streams, self.config.l2_normalise)
+
+    def regions(self, batch: Batch, pooled: Tensor | None) -> Tensor:
+        """Features of image regions, [R, dim]."""
+        assert self.visual is not None
         if pooled is None:
             pooled = self.visual.pooled(batch.frames, batch.rois)
-        regions = self.visual.describe(pooled)
-        segments = self.audio(batch.audio)
-        return fuse(
-            {
-                "visual": self.heads["visual"](regions, batch.region_offsets),
-                "audio": self.heads["audio"](segments, batch.segment_offsets),
-            },
-            self.config.l2_normalise,
-        )
+        return self.visual.describe(pooled)
 
-    def loss(self, output: Output, targets: Tensor) -> Tensor:
-        """Multi-label hinge, see ``hinge_loss``."""
-        return hinge_loss(output.scores, targets)
+    def segments(self, batch: Batch) -> Tensor:
+        """Features of audio segments, [A, dim]."""
+        assert self.audio is not None
+        return self.audio(batch.audio)
 
-    def load_pretrained(
-        self, visual_weights: str | Path | None, audio_weights: str | Path | None
-    ) -> list[str]:
+    def losses(self, output: Output, targets: Tensor) -> Tensor:
+        """Multi-label hinge, see ``hinge_losses``."""
+        return hinge_losses(output.scores, targets)
+
+    def load_pretrained(self, visual_weights: Source, audio_weights: Source) -> list[str]:
         """As the base class says."""
-        return [self.visual.load_pretrained(visual_weights), self.audio.load_pretrained(audio_weights)]
+        refuse_unused(self, visual=visual_weights, audio=audio_weights)
+        notes = []
+        if self.visual is not None:
+            notes.append(self.visual.load_pretrained(visual_weights))
+        if self.audio is not None:
+            notes.append(self.audio.load_pretrained(audio_weights))
+        return notes
+
+
+@register("av-one-stream")
+class AVOneStream(AVTwoStream):
+    """A smooth maximum over instances in place of the localisation stream."""
+
+    def new_head(self, dim: int) -> nn.Module:
+        """As the base class says."""
+        return LogSumExpHead(dim, self.classes)
+
+
+@register("audio-two-stream")
+class AudioTwoStream(AVTwoStream):
+    """The audio half alone."""
+
+    modalities = ("audio",)
+
+
+@register("video-two-stream")
+class VideoTwoStream(AVTwoStream):
+    """The visual half alone."""
+
+    modalities = ("visual",)
+
+
+@register("video-wsddn")
+class VideoWSDDN(VideoTwoStream):
+    """Weakly supervised deep detection (Bilen and Vedaldi, CVPR 2016), with its objectness and log loss."""
+
+    def new_head(self, dim: int) -> nn.Module:
+        """As the base class says."""
+        return WSDDNHead(dim, self.classes)
+
+    def regions(self, batch: Batch, pooled: Tensor | None) -> Tensor:
+        """As the base class says; regions that look like objects speak louder."""
+        return super().regions(batch, pooled) * (1 + OBJECTNESS_GAIN * batch.objectness[:, None])
+
+    def forward(self, batch: Batch, pooled: Tensor | None = None) -> Output:
+        """As the base class says; scores are probabilities, so nothing is normalised."""
+        stream = self.heads["visual"](self.regions(batch, pooled), batch.region_offsets)
+        return probabilities(stream, "visual")
+
+    def losses(self, output: Output, targets: Tensor) -> Tensor:
+        """Binary log loss, see ``log_losses``."""
+        return log_losses(output.scores, targets)
+
+
+@register("av-two-stream-rnn")
+class AVTwoStreamRNN(AVTwoStream):
+    """A recurrent layer lets an audio segment know its neighbours: the paper's own next step."""
+
+    def __init__(self, config: ModelConfig, classes: int) -> None:
+        """As the base class says."""
+        super().__init__(config, classes)
+        assert self.audio is not None
+        self.recurrent = nn.GRU(self.audio.dim, self.audio.dim // 2, bidirectional=True)
+
+    def segments(self, batch: Batch) -> Tensor:
+        """As the base class says; each clip is a sequence of its own."""
+        features = super().segments(batch)
+        clips = [clip for clip in features.split(batch.segment_offsets.diff().tolist()) if len(clip)]
+        if not clips:
+            return features
+        return torch.cat(unpack_sequence(self.recurrent(pack_sequence(clips, enforce_sorted=False))[0]))
+
+
+@dataclass(frozen=True)
+class FusedOutput(Output):
+    """The mean of several networks' probabilities."""
+
+    members: Tensor
+    """[networks, B, C], what each says."""
+
+
+@register("cvssp-fusion")
+class CVSSPFusion(System):
+    """The mean of several of CVSSP's gated CRNNs, which learn from the same batches but each for itself."""
+
+    def __init__(self, config: ModelConfig, classes: int) -> None:
+        """As the base class says."""
+        super().__init__(config, classes)
+        self.norm = BandNorm()
+        settings = (classes, config.crnn_channels, config.crnn_head, config.spec_augment)
+        self.members = nn.ModuleList([GatedCRNN(*settings) for _ in range(self.member_count)])
+
+    @property
+    def member_count(self) -> int:
+        """How many networks there are."""
+        return self.config.crnn_members
+
+    @classmethod
+    def new_front_end(cls, config: ModelConfig) -> FrontEnd:
+        """As the base class says."""
+        return CRNNLogMel()
+
+    def fit_statistics(self, batches: Iterable[Batch]) -> None:
+        """Mean and deviation of each mel band over the training clips."""
+        self.norm.fit(batch.audio for batch in batches)
+
+    def forward(self, batch: Batch, pooled: Tensor | None = None) -> FusedOutput:
+        """As the base class says; the sound alone is looked at."""
+        frames, offsets = self.norm(batch.audio), batch.segment_offsets
+        streams = [member(frames, offsets) for member in self.members]
+        members = torch.stack([stream.phi for stream in streams])
+        scores = torch.stack([stream.scores for stream in streams]).mean(0)
+        mean = probabilities(Stream(members.mean(0), scores, offsets), "audio")
+        return FusedOutput(mean.scores, mean.streams, mean.norms, members)
+
+    def losses(self, output: Output, targets: Tensor) -> Tensor:
+        """Binary log loss, the mean over the networks."""
+        assert isinstance(output, FusedOutput)
+        return log_losses(output.members, targets.expand_as(output.members)).mean(0)
+
+    def load_pretrained(self, visual_weights: Source, audio_weights: Source) -> list[str]:
+        """As the base class says; there are no weights to load."""
+        refuse_unused(self, visual=visual_weights, audio=audio_weights)
+        return [f"{self.config.system}: trained from scratch"]
+
+
+@register("gated-crnn")
+class GatedCRNNSystem(CVSSPFusion):
+    """One of CVSSP's gated CRNNs alone."""
+
+    member_count = 1
 
 
 def fuse(streams: dict[str, Stream], l2_normalise: bool) -> Output:
@@ -273,42 +244,38 @@ def clip_norms(phi: Tensor, l2_normalise: bool) -> Tensor:
     return phi.norm(dim=1, keepdim=True).clamp(min=NORM_EPS)
 
 
-def hinge_loss(scores: Tensor, targets: Tensor) -> Tensor:
-    """Multi-label hinge loss: mean over clips and classes of ``max(0, 1 - y * score)`` with y = +1 or -1.
+def hinge_losses(scores: Tensor, targets: Tensor) -> Tensor:
+    """Multi-label hinge loss: ``max(0, 1 - y * score)`` with y = +1 or -1 for targets 1 and 0.
 
     Args:
-        scores: float [B, C].
-        targets: float [B, C] in {0, 1}.
+        scores: float, any shape.
+        targets: float in [0, 1], same shape; between 0 and 1 the two losses are mixed.
 
     Returns:
-        A scalar, at least 0.
+        Same shape, at least 0.
     """
-    return F.relu(1 - (2 * targets - 1) * scores).mean()
+    return targets * F.relu(1 - scores) + (1 - targets) * F.relu(1 + scores)
 
 
-SYSTEMS: dict[str, type[AVTwoStream]] = {"av-two-stream": AVTwoStream}
-
-PRESETS: dict[str, ModelConfig] = {
-    "toy": ModelConfig(image_size=VISUAL["toy"].image_size),
-    "paper": ModelConfig(
-        backbone="alexnet", audio_backbone="vggish", image_size=VISUAL["alexnet"].image_size
-    ),
-}
-
-
-def build(config: ModelConfig, classes: int) -> System:
-    """A system with random weights.
+def log_losses(scores: Tensor, targets: Tensor) -> Tensor:
+    """Binary log loss of probabilities, which are kept away from 0 and 1 so that it is finite.
 
     Args:
-        config: The structure.
-        classes: C, at least 1.
+        scores: float in [0, 1], any shape.
+        targets: float in [0, 1], same shape.
 
     Returns:
-        The module, in training mode; ``load_pretrained`` fills it before training, a state dict afterwards.
-
-    Raises:
-        ValueError: If there is no class.
+        Same shape, at least 0.
     """
-    if classes < 1:
-        raise ValueError(f"classes: expected at least 1, got {classes}")
-    return SYSTEMS[config.system](config, classes)
+    likely = scores.float().clamp(PROBABILITY_EPS, 1 - PROBABILITY_EPS)
+    return F.binary_cross_entropy(likely, targets, reduction="none")
+
+
+def refuse_unused(system: System, visual: Source, audio: Source) -> None:
+    """Raise an InputError for a weights file of a network that the system does not have."""
+    for modality, path in (("visual", visual), ("audio", audio)):
+        if path is not None and getattr(system, modality, None) is None:
+            raise InputError(
+                f"{path}: {system.config.system} takes no {modality} weights; "
+                f"leave out --{modality}-weights, or choose another --system"
+            )
