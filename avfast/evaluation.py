@@ -161,13 +161,13 @@ def detect_events(predictions: Predictions, thresholds: Thresholds) -> dict[str,
         if clip not in predictions.segments:
             continue
         segments = predictions.segments[clip]
-        spans = _cells(segments.bounds)
+        spans = cells(segments.bounds)
         least = np.maximum(thresholds.views["audio"], TINY)
         active = (segments.evidence >= least) & (scores >= thresholds.scores)
         events[clip] = [
             Event(label, float(spans[first, 0]), float(spans[last, 1]))
             for label in range(scores.shape[0])
-            for first, last in _runs(active[:, label])
+            for first, last in runs(active[:, label])
         ]
     return events
 
@@ -279,7 +279,7 @@ def _segments(batch: Batch, output: Output) -> dict[str, Segments]:
     return {clip: Segments(bounds[bag], evidence[bag]) for clip, bag in bags}
 
 
-def _cells(bounds: FloatArray) -> FloatArray:
+def cells(bounds: FloatArray) -> FloatArray:
     """The part of each segment nearest to its own centre: overlapping windows [A, 2] as tiles."""
     if not len(bounds):
         return bounds
@@ -290,7 +290,7 @@ def _cells(bounds: FloatArray) -> FloatArray:
     return np.stack([start, end], axis=1)
 
 
-def _runs(active: BoolArray) -> Iterator[tuple[int, int]]:
+def runs(active: BoolArray) -> Iterator[tuple[int, int]]:
     """First and last index of every run of True."""
     edges = np.diff(np.concatenate([[False], active, [False]]).astype(np.int8))
     return zip(np.flatnonzero(edges > 0).tolist(), (np.flatnonzero(edges < 0) - 1).tolist(), strict=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from avfast.data.files import write_text
+from avfast.data.preview import Preview
 from avfast.errors import InputError
 
 FORMAT = "avfast-localization"
@@ -68,7 +69,7 @@ class ClassResult:
     colour: str
     """``#rrggbb``, the class's colour wherever this result is drawn."""
     present: bool
-    """Whether a window's score reaches the threshold."""
+    """Whether some window holds it."""
     score: float
     """The highest of the windows' scores."""
     views: dict[str, float]
@@ -86,7 +87,7 @@ class ClassResult:
 
 
 @dataclass(frozen=True)
-class Window:
+class ScoredWindow:
     """A stretch of the video that was scored as one bag."""
 
     start: float
@@ -97,6 +98,9 @@ class Window:
     """[C], in the order of the classes."""
     views: dict[str, list[float]]
     """By modality, [C]: the scores by it alone."""
+    present: list[bool]
+    """[C], whether it holds the class: its score reaches the threshold, or, where one of two modalities is
+    missing, the other's view reaches its own."""
 
 
 @dataclass(frozen=True)
@@ -158,13 +162,18 @@ class Localization:
     sampling: Sampling
     classes: list[ClassResult]
     """In the order of the run's classes."""
-    windows: list[Window]
-    """By time; each region and segment is scored in the window whose middle is nearest."""
+    windows: list[ScoredWindow]
+    """By time; a region or segment has its score from the window in which it lies most centrally."""
+    preview: Preview | None = field(default=None, compare=False, repr=False)
+    """To draw the result on; not in the JSON."""
 
     def to_json(self) -> str:
         """The content of ``<stem>.json``: one line, scores with float32's seven digits."""
-        value = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n"
+        value = {"format": FORMAT, "version": VERSION, **vars(self)}
+        del value["preview"]
+        return (
+            json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=vars) + "\n"
+        )
 
     def save(self, path: Path) -> None:
         """Write ``<stem>.json``."""
@@ -193,7 +202,7 @@ class Localization:
                 run=_fill(Run, value["run"]),
                 sampling=_fill(Sampling, value["sampling"]),
                 classes=[_class_result(entry) for entry in value["classes"]],
-                windows=[_fill(Window, entry) for entry in value["windows"]],
+                windows=[_fill(ScoredWindow, entry) for entry in value["windows"]],
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"damaged localisation ({error!r}); localise again") from error

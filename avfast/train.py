@@ -264,6 +264,8 @@ class Trainer:
         self.val_set = CachedDataset(val, budget) if keep else val
         self.config = {
             "data": None if options.data is None else str(options.data.resolve()),
+            "preparation": train.preparation,  # these two say how to treat other videos like the clips
+            "clip_seconds": train.clip_seconds(),
             "model": asdict(model.config),
             "recipe": asdict(recipe),
             "thresholds": options.thresholds,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from avfast.data import shards
 from avfast.data.files import write_text
 from avfast.data.labels import Annotation, Annotations, LabelledClip, annotations_csv
 from avfast.data.media import SAMPLE_RATE
+from avfast.data.preparation import Settings
 
 CLASSES = ("blue", "green", "red")
 COUNTS = {"train": 24, "val": 9, "test": 9}
@@ -35,7 +37,7 @@ def make(root: Path, classes: tuple[str, ...] = CLASSES, seed: int = 0) -> Path:
                 shards.end_tar(file)
             clips.append((clip, staged))
             rows += truth
-    shards.write_shards(root, classes, clips, options={})
+    shards.write_shards(root, classes, clips, options=Settings().record())
     write_text(root / shards.ANNOTATIONS, annotations_csv(Annotations(tuple(rows))))
     return root
 
@@ -44,10 +46,10 @@ def _members(
     clip: LabelledClip, classes: tuple[str, ...], generator: np.random.Generator, seen: bool, heard: bool
 ) -> tuple[dict[str, bytes], list[Annotation]]:
     members: dict[str, bytes] = {}
-    facts = {"frame_times": [], "frame_size": [0, 0]}
+    facts: dict[str, Any] = {"frame_times": [], "frame_size": [0, 0]}
     rows: list[Annotation] = []
     if seen:
-        facts = {"frame_times": [0.0, 1.0], "frame_size": [SIDE, SIDE]}
+        facts |= {"frame_times": [0.0, 1.0], "frame_size": [SIDE, SIDE]}
         places = {name: generator.integers(0, SIDE - SQUARE, 2) for name in clip.labels}
         for index, time in enumerate(facts["frame_times"]):
             members[shards.frame_member(index)] = shards.encode_jpeg(_picture(places, classes, generator))
@@ -61,6 +63,7 @@ def _members(
             wave[SAMPLE_RATE : 2 * SAMPLE_RATE] += _tone(500 * 2 ** classes.index(name))
             rows.append(Annotation(clip.clip, "audio", name, 1.0, 2.0, None))
         members[shards.SOUND] = shards.encode_sound(wave.astype(np.float32))
+    facts["sound_seconds"] = SECONDS if heard else 0
     members[shards.FACTS] = shards.encode_facts(facts)
     return members, rows
 

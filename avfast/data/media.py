@@ -81,6 +81,16 @@ def read_frames(path: Path, fps: float = 1.0, long_side: int = 640) -> Iterator[
                 sample = int((time + _TIME_TOLERANCE) * fps) + 1
 
 
+def declared_seconds(path: Path) -> float | None:
+    """How long a file says that it is, before anything is decoded; None where it does not say.
+
+    Raises:
+        InputError: When the file cannot be opened as media.
+    """
+    with _open(path) as container:
+        return container.duration / av.time_base if container.duration else None
+
+
 def read_sound(path: Path) -> NDArray[np.float32]:
     """Read a file's sound as one channel.
 

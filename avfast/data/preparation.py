@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,28 @@ class Settings:
         if self.edge_model is not None:
             record["edge_model"] = hashlib.sha256(self.edge_model.read_bytes()).hexdigest()
         return record
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any], edge_model: Path | None = None) -> Settings:
+        """The settings that ``record`` described.
+
+        Args:
+            record: May hold more.
+            edge_model: The file whose digest the record holds; None where it holds none.
+
+        Raises:
+            InputError: It is another edge model.
+        """
+        values = {name: record[name] for name in cls.__dataclass_fields__}
+        edge_boxes = EdgeBoxesParameters(**values["edge_boxes"])
+        settings = cls(**{**values, "edge_boxes": edge_boxes, "edge_model": edge_model})
+        if settings.record()["edge_model"] != values["edge_model"]:
+            wanted = values["edge_model"] and f"the edge model with SHA-256 {values['edge_model']}"
+            raise InputError(
+                f"the run's clips were prepared with {wanted or 'edges from gradients'}; "
+                f"{'give its file as --edge-model' if wanted else 'leave out --edge-model'}"
+            )
+        return settings
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
+import statistics
 import tarfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,6 +45,9 @@ JPEG_QUALITY = 95
 SHARD_BYTES = 256 << 20
 """A shard is closed before it grows beyond this, unless one clip alone is larger."""
 
+CLIPS_FOR_LENGTH = 100
+"""How many clips are looked at to tell how long they are."""
+
 Members = Mapping[str, bytes]
 """A clip's members by their extension, in the order of the file."""
 
@@ -56,6 +61,18 @@ def encode_jpeg(image: NDArray[np.uint8]) -> bytes:
     """A picture [H, W, 3] (RGB) as JPEG."""
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+
+
+def decode_jpeg(data: bytes) -> NDArray[np.uint8]:
+    """What ``encode_jpeg`` wrote: [H, W, 3] (RGB).
+
+    Raises:
+        ValueError: It is not a JPEG.
+    """
+    bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if bgr is None:
+        raise ValueError("a frame is not a JPEG")
+    return np.ascontiguousarray(bgr[..., ::-1])
 
 
 def encode_array(array: NDArray[Any]) -> bytes:
@@ -210,6 +227,7 @@ class ShardDataset(Dataset[Sample]):
         self.root = Path(root)
         index = read_index(self.root)
         self.classes: list[str] = index["classes"]
+        self.preparation: dict[str, Any] = index["options"]
         self._shards: list[dict[str, Any]] = index["shards"]
         self._entries: list[dict[str, Any]] = [e for e in index["clips"] if e["split"] == split]
         if not self._entries:
@@ -247,6 +265,16 @@ class ShardDataset(Dataset[Sample]):
         """Ground truth of this split's clips, None where the data has none."""
         path = self.root / ANNOTATIONS
         return read_annotations(path).of(self.clips) if path.is_file() else None
+
+    def clip_seconds(self) -> float:
+        """Typical length of a clip: the median over a hundred that lie evenly in the split."""
+        step = math.ceil(len(self._entries) / CLIPS_FOR_LENGTH)
+        return round(statistics.median(map(self._seconds, self._entries[::step])), 3)
+
+    def _seconds(self, entry: Mapping[str, Any]) -> float:
+        facts = json.loads(self._read({**entry, "members": {FACTS: entry["members"][FACTS]}})[FACTS])
+        shown = facts["frame_times"][-1] + 1 / self.preparation["fps"] if facts["frame_times"] else 0.0
+        return max(shown, facts["sound_seconds"])
 
     def _read(self, entry: Mapping[str, Any]) -> dict[str, bytes]:
         """A clip's members, by one read of the stretch of the shard that holds them."""
@@ -298,7 +326,7 @@ def decode(
     """
     facts = json.loads(members[FACTS])
     times = facts["frame_times"]
-    images = [_decode_jpeg(members[frame_member(index)]) for index in range(len(times))]
+    images = [decode_jpeg(members[frame_member(index)]) for index in range(len(times))]
     boxes, box_frames, objectness = _regions(members, images, image_size, proposals)
     waveform = _decode_sound(members[SOUND]) if SOUND in members else np.zeros(0, np.float32)
     audio = front_end(torch.from_numpy(waveform))
@@ -340,13 +368,6 @@ def _regions(
         torch.from_numpy(rows),
         torch.from_numpy(table[:, 5].copy()),
     )
-
-
-def _decode_jpeg(data: bytes) -> NDArray[np.uint8]:
-    bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if bgr is None:
-        raise ValueError("a frame is not a JPEG")
-    return np.ascontiguousarray(bgr[..., ::-1])
 
 
 def _decode_sound(data: bytes) -> NDArray[np.float32]:

@@ -1,0 +1,183 @@
+"""A trained run at work on videos of any length: windows of the training length, one in memory at a time."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+import avfast
+from avfast.data import Batch, collate
+from avfast.data.media import SAMPLE_RATE, declared_seconds, read_frames, sound_blocks
+from avfast.data.preparation import PreparedFrame, Settings, pack, prepare_frame
+from avfast.data.preview import Preview
+from avfast.data.shards import decode, encode_jpeg
+from avfast.data.windows import Window, cut
+from avfast.errors import InputError
+from avfast.findings import Findings
+from avfast.localization import Localization, Run, Sampling, Video
+from avfast.models import Output
+from avfast.runs import Trained, load_best, pick_device
+
+REGIONS_PER_FRAME = 3
+
+
+def load(run: str | os.PathLike[str], device: str = "auto", edge_model: Path | None = None) -> Localizer:
+    """Read a trained run, to use it from Python.
+
+    Args:
+        run: The folder that ``avfast.train`` wrote.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        edge_model: OpenCV's structured edge forest, if the run's data was prepared with one.
+
+    Raises:
+        InputError: The folder holds no run that can be used.
+    """
+    return Localizer(Path(run), load_best(Path(run), pick_device(device)[0]), edge_model)
+
+
+class Localizer:
+    """Says of a video which classes it holds, where in the picture and when in the sound."""
+
+    def __init__(self, folder: Path, trained: Trained, edge_model: Path | None = None) -> None:
+        """Args:
+        folder: Of the run.
+        trained: What ``load_best`` read there.
+        edge_model: OpenCV's structured edge forest, if the run's data was prepared with one.
+
+        Raises:
+            InputError: The run does not say how its data was prepared, or used another edge model.
+        """
+        self.folder, self.trained = folder, trained
+        preparation = trained.config.get("preparation")
+        if preparation is None:
+            raise InputError(
+                f"{folder}: does not say how its clips were made from videos; train again with this version"
+            )
+        self.settings = Settings.of_record(preparation, edge_model)
+        self.clip_seconds: float = trained.config["clip_seconds"]
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, in the order of every result."""
+        return self.trained.classes
+
+    def predict(
+        self,
+        video: str | os.PathLike[str],
+        hop: float | None = None,
+        regions_per_frame: int = REGIONS_PER_FRAME,
+        progress: bool = False,
+    ) -> Localization:
+        """Localise the events of one file.
+
+        The file is scored in overlapping windows of the training clips' length, each prepared just as those
+        were, so that a video of that length gets the very scores that ``avfast.evaluate`` gives it. Memory
+        does not grow with the video but for the result.
+
+        Args:
+            video: A video, or a file of sound alone.
+            hop: Seconds from one window to the next; by default half a window.
+            regions_per_frame: How many regions of a frame to keep for a class, at most: the best, and
+                others where they reach the threshold.
+            progress: Show a bar with the time left.
+
+        Returns:
+            The result, with a preview to draw it on.
+
+        Raises:
+            InputError: Neither picture nor sound can be read.
+            ValueError: A number makes no sense.
+        """
+        path, hop = Path(video), self.clip_seconds / 2 if hop is None else hop
+        if regions_per_frame < 1:
+            raise ValueError(f"regions_per_frame: expected at least 1, got {regions_per_frame}")
+        length = declared_seconds(path)
+        source = _Source(path, self.settings, proposals="visual" in self.trained.thresholds.views)
+        findings = Findings(self.classes, self.trained.thresholds, self.settings.fps, regions_per_frame)
+        preview = Preview()
+        total = math.ceil(length) if length is not None else None
+        with tqdm(total=total, desc=path.name, unit="s", disable=None if progress else True) as bar:
+            for window in cut(source.frames(), source.sound(), self.clip_seconds, hop, 1 / self.settings.fps):
+                findings.add(window, *self._score(window))
+                preview.add(window)
+                bar.update(math.ceil(min(window.core[1], length or math.inf)) - bar.n)
+        video_facts = source.facts()
+        classes, windows = findings.result(video_facts.seconds)
+        sampling = Sampling(self.settings.fps, self.clip_seconds, hop, regions_per_frame)
+        return Localization(video_facts, self._run(), sampling, classes, windows, preview)
+
+    @torch.no_grad()
+    def _score(self, window: Window[PreparedFrame]) -> tuple[Batch, Output]:
+        """The window as a batch of one clip, whose times count from the window's start, and its scores."""
+        model = self.trained.model
+        members = pack(window.frames, window.sound, start=window.start)
+        target = [0.0] * len(self.classes)
+        sample = decode(members, "", target, model.image_size, model.proposals, model.front_end)
+        batch = collate([sample])
+        return batch, model(batch.to(next(model.parameters()).device))
+
+    def _run(self) -> Run:
+        config = self.trained.config
+        versions = {
+            "avfast": avfast.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
+        return Run(str(self.folder.resolve()), config["model"]["system"], config["seed"], versions, config)
+
+
+class _Source:
+    """One file as two streams, and what reading them to their ends tells of it."""
+
+    def __init__(self, path: Path, settings: Settings, proposals: bool) -> None:
+        self.path, self.settings, self.proposals = path, settings, proposals
+        self.size = (0, 0)
+        self.frame_times: list[float] = []
+        self.samples = 0
+
+    def frames(self) -> Iterator[PreparedFrame]:
+        for frame in read_frames(self.path, self.settings.fps, self.settings.long_side):
+            self.size = self.size if self.frame_times else frame.source_size
+            self.frame_times.append(round(frame.time, 6))
+            if self.proposals:
+                yield prepare_frame(frame, self.settings)
+            else:
+                nothing = np.zeros((0, 5), np.float32)
+                yield PreparedFrame(frame.time, frame.source_size, encode_jpeg(frame.image), nothing)
+
+    def sound(self) -> Iterator[NDArray[np.float32]]:
+        for block in sound_blocks(self.path):
+            self.samples += len(block)
+            yield block
+
+    def facts(self) -> Video:
+        """What there was.
+
+        Raises:
+            InputError: There was nothing.
+        """
+        if not self.frame_times and not self.samples:
+            raise InputError(
+                f"{self.path}: neither picture nor sound can be read; give a video or a sound file"
+            )
+        sound_seconds = self.samples / SAMPLE_RATE
+        shown = self.frame_times[-1] + 1 / self.settings.fps if self.frame_times else 0.0
+        notes = ["no picture"] * (not self.frame_times) + ["no sound"] * (not self.samples)
+        return Video(
+            name=self.path.name,
+            path=str(self.path.resolve()),
+            seconds=round(max(shown, sound_seconds), 6),
+            width=self.size[0],
+            height=self.size[1],
+            frame_times=self.frame_times,
+            sound_seconds=round(sound_seconds, 6),
+            notes=notes,
+        )
