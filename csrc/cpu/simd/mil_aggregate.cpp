@@ -1,8 +1,8 @@
-// Online softmax over the instances of a bag, with SIMD over classes.
+// Softmax statistics of bags and their gradients, with SIMD over classes.
 //
-// One exponential per element: with d = x - peak, exp(-|d|) is the factor of the old sums where x is the new peak, and
-// the weight of x otherwise. Where few classes would leave lanes idle, `fold` rows are read as one row of fold *
-// classes columns, whose sums are merged class by class at the end.
+// A bag, or the part of one that a thread takes, stays in cache between finding its peaks and summing its
+// exponentials, so memory is read once. Where few classes would leave lanes idle, `fold` rows are read as one row of
+// fold * classes columns, whose copies of a class share one peak and whose sums are added at the end.
 #include "cpu/half.h"
 #include "cpu/simd/vec.h"
 
@@ -12,100 +12,34 @@ namespace {
 template <typename A>
 constexpr A kLowest = -(std::is_same_v<A, float> ? static_cast<A>(__FLT_MAX__) : static_cast<A>(__DBL_MAX__));
 
-// The longest folded row, with room for a vector past its end.
+// Of a folded row, with room for a vector past its end.
 template <typename A>
-constexpr int kFolded = 4 * kLanes<A> * kLanes<A>;
+constexpr int kFolded = 4 * kLanes<A> * kLanes<A> + kLanes<A>;
+
+// Rows taken together: their exponentials overlap, and the sums of their columns are read and written once.
+constexpr int kRows = 4;
 
 template <typename A>
-struct Online {
-  Vec<A> peak, total, sum;
-
-  AVFAST_INLINE void add(Vec<A> x, Vec<A> score) {
-    const Vec<A> d = x - peak;
-    const Mask<A> rises = d > 0;
-    const Vec<A> e = exp_nonpositive<A>(rises ? -d : d);
-    const Vec<A> one = splat(A(1));
-    const Vec<A> keep = rises ? e : one, weight = rises ? one : e;
-    total = total * keep + weight;
-    sum = sum * keep + weight * score;
-    peak = rises ? x : peak;
-  }
-};
-
-template <typename A>
-AVFAST_INLINE Online<A> nothing() {
-  return {splat(kLowest<A>), Vec<A>{}, Vec<A>{}};
+AVFAST_INLINE Vec<A> larger(Vec<A> x, Vec<A> than) {
+  return x > than ? x : than;
 }
 
 template <typename A>
-AVFAST_INLINE Online<A> load_online(const A* peak, const A* total, const A* sum) {
-  return {load(peak), load(total), load(sum)};
+AVFAST_INLINE void fill(A* to, int64_t count, A value) {
+  for (int64_t i = 0; i < count; ++i) to[i] = value;
 }
 
-template <typename A>
-AVFAST_INLINE void store_online(const Online<A>& state, A* peak, A* total, A* sum) {
-  store(peak, state.peak);
-  store(total, state.total);
-  store(sum, state.sum);
+template <typename T>
+AVFAST_INLINE Vec<Acc<T>> read(const T* from, int64_t count) {
+  return count >= kLanes<Acc<T>> ? load(from) : load_part(from, count, Acc<T>(0));
 }
 
-// N vectors of columns down all rows.
-template <typename T, bool kScores, int N>
-AVFAST_INLINE void down_rows(const T* logits, const T* scores, Acc<T> r, int64_t rows, int64_t stride, Acc<T>* peak,
-                             Acc<T>* total, Acc<T>* sum) {
-  using A = Acc<T>;
-  constexpr int L = kLanes<A>;
-  Online<A> state[N];
-  for (int v = 0; v < N; ++v) state[v] = nothing<A>();
-  for (int64_t row = 0; row < rows; ++row, logits += stride, scores += kScores ? stride : 0)
-    for (int v = 0; v < N; ++v) state[v].add(load(logits + v * L) * r, kScores ? load(scores + v * L) : Vec<A>{});
-  for (int v = 0; v < N; ++v) store_online(state[v], peak + v * L, total + v * L, sum + v * L);
+template <typename T>
+AVFAST_INLINE void write(T* to, Vec<Acc<T>> x, int64_t count) {
+  count >= kLanes<Acc<T>> ? store(to, x) : store_part(to, x, count);
 }
 
-// All columns of rows at least a vector wide; the last vector overlaps its neighbour.
-template <typename T, bool kScores>
-void all_columns(const T* logits, const T* scores, Acc<T> r, int64_t rows, int64_t columns, Acc<T>* peak, Acc<T>* total,
-                 Acc<T>* sum) {
-  constexpr int L = kLanes<Acc<T>>;
-  int64_t c = 0;
-  for (; c + 2 * L <= columns; c += 2 * L)
-    down_rows<T, kScores, 2>(logits + c, scores + (kScores ? c : 0), r, rows, columns, peak + c, total + c, sum + c);
-  for (; c < columns; c += L) {
-    const int64_t at = c + L <= columns ? c : columns - L;
-    down_rows<T, kScores, 1>(logits + at, scores + (kScores ? at : 0), r, rows, columns, peak + at, total + at,
-                             sum + at);
-  }
-}
-
-// peaks, totals, sums are [parts, classes] and may be read a vector past their end.
-template <typename A>
-void merge(int64_t parts, int64_t classes, const A* peaks, const A* totals, const A* sums, A* peak, A* total, A* sum) {
-  constexpr int L = kLanes<A>;
-  for (int64_t c = 0; c < classes; c += L) {
-    Vec<A> top = splat(kLowest<A>);
-    for (int64_t part = 0; part < parts; ++part) {
-      const Vec<A> x = load(peaks + part * classes + c);
-      top = x > top ? x : top;
-    }
-    Online<A> state{top, Vec<A>{}, Vec<A>{}};
-    for (int64_t part = 0; part < parts; ++part) {
-      const int64_t at = part * classes + c;
-      // Infinite peaks are their own top; their difference would be NaN before the caller can see the infinity.
-      const Vec<A> d = load(peaks + at) - top;
-      const Vec<A> weight = exp_nonpositive<A>(load(peaks + at) == top ? Vec<A>{} : d);
-      state.total += load(totals + at) * weight;
-      state.sum += load(sums + at) * weight;
-    }
-    const int64_t left = classes - c;
-    if (left >= L) {
-      store_online(state, peak + c, total + c, sum + c);
-    } else {
-      store_part(peak + c, state.peak, left);
-      store_part(total + c, state.total, left);
-      store_part(sum + c, state.sum, left);
-    }
-  }
-}
+// --- folding -----------------------------------------------------------------------------------------------------
 
 int64_t greatest_divisor(int64_t a, int64_t b) { return b == 0 ? a : greatest_divisor(b, a % b); }
 
@@ -119,36 +53,136 @@ int64_t fold(int64_t rows, int64_t classes) {
   return classes >= L ? full : full * ((2 * L + full * classes - 1) / (full * classes));
 }
 
+// Values by class, repeated for each of `copies` rows. Writes up to a vector past the end.
+template <typename A>
+AVFAST_INLINE void spread(const A* from, int64_t copies, int64_t classes, A* to) {
+  constexpr int L = kLanes<A>;
+  for (int64_t c = 0; c < classes; c += L) store(to + c, read(from + c, classes - c));
+  for (int64_t copy = 1; copy < copies; ++copy)
+    for (int64_t c = 0; c < classes; c += L) store(to + copy * classes + c, load(to + c));
+}
+
+// The opposite: join(x, y) over all copies of a class. Reads up to a vector past the end.
+template <typename A, typename F>
+AVFAST_INLINE void gather(const A* from, int64_t copies, int64_t classes, A* to, F&& join) {
+  for (int64_t c = 0; c < classes; c += kLanes<A>) {
+    Vec<A> x = load(from + c);
+    for (int64_t copy = 1; copy < copies; ++copy) x = join(x, load(from + copy * classes + c));
+    write(to + c, x, classes - c);
+  }
+}
+
+// --- statistics --------------------------------------------------------------------------------------------------
+
+// Calls f(c, count, counted) for vectors that cover [0, columns): `count` values may be read at c, and the lanes
+// `counted` are new. The last vector overlaps its neighbour, or is a part where there is none.
+template <typename A, typename F>
+AVFAST_INLINE void for_each_vector(int64_t columns, F&& f) {
+  constexpr int64_t L = kLanes<A>;
+  int64_t c = 0;
+  for (; c + L <= columns; c += L) f(c, L, splat_int<A>(-1));
+  if (c == columns) return;
+  Mask<A> lane{};
+  for (int i = 0; i < L; ++i) lane[i] = i;
+  const auto left = static_cast<MaskInt<A>>(columns - c);
+  if (columns >= L)
+    f(columns - L, L, lane >= static_cast<MaskInt<A>>(L) - left);
+  else
+    f(0, columns, lane < left);
+}
+
+// What the softmax is taken of: the logits themselves where there are scores (r is 1 then), else r times them.
+template <bool kScores, typename T>
+AVFAST_INLINE Vec<Acc<T>> read_exponent(const T* logits, int64_t count, Acc<T> r) {
+  return kScores ? read(logits, count) : read(logits, count) * r;
+}
+
+template <typename T, bool kScores, int N>
+void raise_peaks(const T* logits, Acc<T> r, int64_t columns, Acc<T>* peak) {
+  using A = Acc<T>;
+  for_each_vector<A>(columns, [=](int64_t c, int64_t count, Mask<A> counted) {
+    Vec<A> top = load(peak + c);
+    for (int n = 0; n < N; ++n) {
+      const Vec<A> x = read_exponent<kScores>(logits + n * columns + c, count, r);
+      top = larger<A>(counted ? x : top, top);
+    }
+    store(peak + c, top);
+  });
+}
+
+template <typename T, bool kScores, int N>
+void add_exponentials(const T* logits, const T* scores, Acc<T> r, int64_t columns, const Acc<T>* peak, Acc<T>* total,
+                      Acc<T>* sum) {
+  using A = Acc<T>;
+  for_each_vector<A>(columns, [=](int64_t c, int64_t count, Mask<A> counted) {
+    const Vec<A> top = load(peak + c);
+    Vec<A> totals = load(total + c), sums = load(sum + c);
+    for (int n = 0; n < N; ++n) {
+      const int64_t at = n * columns + c;
+      const Vec<A> e = exp_nonpositive<A>(read_exponent<kScores>(logits + at, count, r) - top);
+      totals += counted ? e : Vec<A>{};
+      if constexpr (kScores) sums += counted ? e * read(scores + at, count) : Vec<A>{};
+    }
+    store(total + c, totals);
+    store(sum + c, sums);
+  });
+}
+
+// Peaks, totals and sums of whole rows, [columns] each. Fewer columns than a vector: they may be read and written up
+// to one.
+template <typename T, bool kScores>
+struct Rows {
+  using A = Acc<T>;
+  const T *logits, *scores;
+  A r;
+  int64_t rows, columns;
+
+  void raise(A* peak) const {
+    int64_t row = 0;
+    for (; row + kRows <= rows; row += kRows) raise_peaks<T, kScores, kRows>(logits + row * columns, r, columns, peak);
+    for (; row < rows; ++row) raise_peaks<T, kScores, 1>(logits + row * columns, r, columns, peak);
+  }
+
+  void add(const A* peak, A* total, A* sum) const {
+    const int64_t step = kScores ? columns : 0;
+    int64_t row = 0;
+    for (; row + kRows <= rows; row += kRows)
+      add_exponentials<T, kScores, kRows>(logits + row * columns, scores + row * step, r, columns, peak, total, sum);
+    for (; row < rows; ++row)
+      add_exponentials<T, kScores, 1>(logits + row * columns, scores + row * step, r, columns, peak, total, sum);
+  }
+};
+
 template <typename T, bool kScores>
 void forward_as(const T* logits, const T* scores, Acc<T> r, int64_t rows, int64_t classes, Acc<T>* peak, Acc<T>* total,
                 Acc<T>* sum) {
   using A = Acc<T>;
-  constexpr int L = kLanes<A>;
   const int64_t folded = fold<A>(rows, classes), columns = folded * classes;
-  if (folded == 1) return all_columns<T, kScores>(logits, scores, r, rows, columns, peak, total, sum);
-
-  // Folded rows are whole vectors wide, then a vector for merge to read past the end.
-  A peaks[kFolded<A> + L], totals[kFolded<A> + L], sums[kFolded<A> + L];
-  for (int64_t c = columns; c < columns + L; ++c) peaks[c] = totals[c] = sums[c] = 0;
-  const int64_t whole = rows / folded;
-  all_columns<T, kScores>(logits, scores, r, whole, columns, peaks, totals, sums);
-  const int64_t done = whole * columns, rest = rows * classes - done;
-  for (int64_t c = 0; c < rest; c += L) {
-    const int64_t left = rest - c;
-    const T* x = logits + done + c;
-    const T* s = scores + (kScores ? done + c : 0);
-    Online<A> state = load_online(peaks + c, totals + c, sums + c);
-    // Lanes past the end stay as they are.
-    const Online<A> before = state;
-    const Vec<A> value = (left >= L ? load(x) : load_part(x, left, A(0))) * r;
-    const Vec<A> score = !kScores ? Vec<A>{} : left >= L ? load(s) : load_part(s, left, A(0));
-    state.add(value, score);
-    Mask<A> inside{};
-    for (int i = 0; i < L; ++i) inside[i] = i < left ? -1 : 0;
-    state = {inside ? state.peak : before.peak, inside ? state.total : before.total, inside ? state.sum : before.sum};
-    store_online(state, peaks + c, totals + c, sums + c);
+  if (folded == 1) {
+    fill(peak, classes, kLowest<A>);
+    fill(total, classes, A(0));
+    fill(sum, classes, A(0));
+    const Rows<T, kScores> all{logits, scores, r, rows, classes};
+    all.raise(peak);
+    return all.add(peak, total, sum);
   }
-  merge(folded, classes, peaks, totals, sums, peak, total, sum);
+
+  A peaks[kFolded<A>], totals[kFolded<A>], sums[kFolded<A>];
+  fill(peaks, columns + kLanes<A>, kLowest<A>);
+  fill(totals, columns + kLanes<A>, A(0));
+  fill(sums, columns + kLanes<A>, A(0));
+  const int64_t done = rows / folded * columns, rest = rows * classes - done;
+  const Rows<T, kScores> whole{logits, scores, r, rows / folded, columns};
+  const Rows<T, kScores> last{logits + done, scores + (kScores ? done : 0), r, rest > 0, rest};
+  whole.raise(peaks);
+  last.raise(peaks);
+  gather(peaks, folded, classes, peak, [](Vec<A> x, Vec<A> y) { return larger<A>(x, y); });
+  spread(peak, folded, classes, peaks);
+  whole.add(peaks, totals, sums);
+  last.add(peaks, totals, sums);
+  const auto plus = [](Vec<A> x, Vec<A> y) { return x + y; };
+  gather(totals, folded, classes, total, plus);
+  gather(sums, folded, classes, sum, plus);
 }
 
 template <typename T>
@@ -160,6 +194,26 @@ void forward(const T* logits, const T* scores, Acc<T> r, int64_t rows, int64_t c
     forward_as<T, false>(logits, scores, r, rows, classes, peak, total, sum);
 }
 
+// peaks, totals, sums are [parts, classes] and may be read a vector past their end.
+template <typename A>
+void merge(int64_t parts, int64_t classes, const A* peaks, const A* totals, const A* sums, A* peak, A* total, A* sum) {
+  for (int64_t c = 0; c < classes; c += kLanes<A>) {
+    Vec<A> top = splat(kLowest<A>), all{}, weighted{};
+    for (int64_t part = 0; part < parts; ++part) top = larger<A>(load(peaks + part * classes + c), top);
+    for (int64_t part = 0; part < parts; ++part) {
+      const int64_t at = part * classes + c;
+      // Infinite peaks are their own top; their difference would be NaN before the caller can see the infinity.
+      const Vec<A> d = load(peaks + at) - top;
+      const Vec<A> weight = exp_nonpositive<A>(load(peaks + at) == top ? Vec<A>{} : d);
+      all += load(totals + at) * weight;
+      weighted += load(sums + at) * weight;
+    }
+    write(peak + c, top, classes - c);
+    write(total + c, all, classes - c);
+    write(sum + c, weighted, classes - c);
+  }
+}
+
 // --- gradients ---------------------------------------------------------------------------------------------------
 
 // What a class's gradients need, [columns] each.
@@ -168,42 +222,44 @@ struct Statistics {
   const A *scale, *peak, *output;
 };
 
-template <typename T, bool kLogits>
-AVFAST_INLINE void gradients(const T* logits, const T* scores, Acc<T> r, const Statistics<Acc<T>>& of, int64_t column,
-                             int64_t at, int64_t count, T* grad_scores, T* grad_logits) {
+template <typename T, bool kScores>
+AVFAST_INLINE void write_gradients(const T* logits, const T* scores, Acc<T> r, const Statistics<Acc<T>>& of,
+                                   int64_t column, int64_t at, int64_t count, T* grad_scores, T* grad_logits) {
   using A = Acc<T>;
-  constexpr int L = kLanes<A>;
-  const auto read = [count](const auto* from) { return count >= L ? load(from) : load_part(from, count, A(0)); };
-  const auto write = [count](T* to, Vec<A> x) { return count >= L ? store(to, x) : store_part(to, x, count); };
-  const Vec<A> weight = exp_nonpositive<A>(read(logits + at) * r - read(of.peak + column)) * read(of.scale + column);
-  write(grad_scores + at, weight);
-  if constexpr (kLogits) write(grad_logits + at, weight * (read(scores + at) - read(of.output + column)));
+  // Every read before the first write, which might be to the same memory for all that the machine knows.
+  const Vec<A> x = read_exponent<kScores>(logits + at, count, r) - read(of.peak + column, count);
+  const Vec<A> scale = read(of.scale + column, count);
+  Vec<A> above{};
+  if constexpr (kScores) above = read(scores + at, count) - read(of.output + column, count);
+  const Vec<A> weight = exp_nonpositive<A>(x) * scale;
+  write(grad_scores + at, weight, count);
+  if constexpr (kScores) write(grad_logits + at, weight * above, count);
 }
 
-template <typename T, bool kLogits>
+template <typename T, bool kScores>
 void backward_rows(const T* logits, const T* scores, Acc<T> r, int64_t elements, int64_t columns,
-                   const Statistics<Acc<T>>& of, T* grad_scores, T* grad_logits) {
-  constexpr int L = kLanes<Acc<T>>;
+                   const Statistics<Acc<T>> of, T* grad_scores, T* grad_logits) {
+  constexpr int64_t L = kLanes<Acc<T>>;
   for (int64_t row = 0; row < elements; row += columns) {
     const int64_t width = elements - row < columns ? elements - row : columns;
-    for (int64_t c = 0; c < width; c += L)
-      gradients<T, kLogits>(logits, scores, r, of, c, row + c, width - c, grad_scores, grad_logits);
+    int64_t c = 0;
+    for (; c + L <= width; c += L)
+      write_gradients<T, kScores>(logits, scores, r, of, c, row + c, L, grad_scores, grad_logits);
+    if (c < width) write_gradients<T, kScores>(logits, scores, r, of, c, row + c, width - c, grad_scores, grad_logits);
   }
 }
 
-template <typename T, bool kLogits>
-void backward_as(const T* logits, const T* scores, Acc<T> r, int64_t rows, int64_t classes,
-                 const Statistics<Acc<T>>& of, T* grad_scores, T* grad_logits) {
+template <typename T, bool kScores>
+void backward_as(const T* logits, const T* scores, Acc<T> r, int64_t rows, int64_t classes, const Statistics<Acc<T>> of,
+                 T* grad_scores, T* grad_logits) {
   using A = Acc<T>;
   const int64_t folded = fold<A>(rows, classes), columns = folded * classes, elements = rows * classes;
-  if (folded == 1) return backward_rows<T, kLogits>(logits, scores, r, elements, columns, of, grad_scores, grad_logits);
+  if (folded == 1) return backward_rows<T, kScores>(logits, scores, r, elements, columns, of, grad_scores, grad_logits);
   A scale[kFolded<A>], peak[kFolded<A>], output[kFolded<A>];
-  for (int64_t c = 0; c < columns; ++c) {
-    scale[c] = of.scale[c % classes];
-    peak[c] = of.peak[c % classes];
-    output[c] = kLogits ? of.output[c % classes] : A(0);
-  }
-  backward_rows<T, kLogits>(logits, scores, r, elements, columns, {scale, peak, output}, grad_scores, grad_logits);
+  spread(of.scale, folded, classes, scale);
+  spread(of.peak, folded, classes, peak);
+  if constexpr (kScores) spread(of.output, folded, classes, output);
+  backward_rows<T, kScores>(logits, scores, r, elements, columns, {scale, peak, output}, grad_scores, grad_logits);
 }
 
 template <typename T>
