@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from avfast import metrics
+from avfast.metrics import bootstrap
 
 CLASSES = ["siren", "horn", "bell"]
 
@@ -190,3 +191,48 @@ def test_empty_predictions_give_zero_everywhere() -> None:
 def test_classification_refuses_bad_input(scores: np.ndarray, labels: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         metrics.classification(scores, labels, 0.0, CLASSES)
+
+
+# --- bootstrap --------------------------------------------------------------------------------------
+
+
+def test_bootstrap_equals_resampling_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 40)
+    generator = np.random.default_rng(3)
+    labels = generator.random((15, 3)) < 0.4
+    first = [labels ^ (generator.random(labels.shape) < noise) for noise in (0.05, 0.2)]
+    second = [labels ^ (generator.random(labels.shape) < 0.3)]
+
+    def f1(decisions: list[np.ndarray], clips: np.ndarray) -> float:
+        return float(np.mean([metrics.micro_f1(seed[clips], labels[clips])["f1"] for seed in decisions]))
+
+    draws = np.random.default_rng(7).multinomial(15, np.full(15, 1 / 15), 40)
+    samples = [np.repeat(np.arange(15), counts) for counts in draws]
+    resampled = np.array([f1(first, clips) - f1(second, clips) for clips in samples])
+    result = metrics.paired_bootstrap(first, second, labels, seed=7)
+    assert result == pytest.approx(
+        {
+            "difference": f1(first, np.arange(15)) - f1(second, np.arange(15)),
+            "low": np.percentile(resampled, 2.5),
+            "high": np.percentile(resampled, 97.5),
+            "ahead": (resampled > 0).mean(),
+            "behind": (resampled < 0).mean(),
+        }
+    )
+
+
+def test_bootstrap_of_equals_and_of_nothing() -> None:
+    labels = np.eye(6, 3, dtype=bool)
+    same = metrics.paired_bootstrap([labels], [labels, labels], labels)
+    assert set(same.values()) == {0.0}
+    silent = np.zeros_like(labels)
+    assert set(metrics.paired_bootstrap([silent], [silent], silent).values()) == {0.0}
+    better = metrics.paired_bootstrap([labels], [silent], labels)
+    assert (better["difference"], better["high"]) == (1.0, 1.0)
+    assert better["ahead"] > 0.99  # not where only clips without a label are drawn
+    with pytest.raises(ValueError, match="second: expected decisions of at least one seed"):
+        metrics.paired_bootstrap([labels], [], labels)
+    with pytest.raises(ValueError, match=r"expected the shape of the labels \[6, 3\], got \[5, 3\]"):
+        metrics.paired_bootstrap([labels[:5]], [labels], labels)
+    with pytest.raises(ValueError, match="at least one clip"):
+        metrics.paired_bootstrap([labels[:0]], [labels[:0]], labels[:0])

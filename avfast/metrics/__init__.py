@@ -3,6 +3,7 @@
 Scores and labels are NumPy arrays; N clips, C classes. A ratio whose denominator is zero is 0, never NaN.
 """
 
+from avfast.metrics.bootstrap import paired_bootstrap
 from avfast.metrics.classification import (
     BoolArray,
     FloatArray,
@@ -40,6 +41,7 @@ __all__ = [
     "f1_precision_recall",
     "iou",
     "micro_f1",
+    "paired_bootstrap",
     "ratio",
     "region_localization",
     "roc_auc",

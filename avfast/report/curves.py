@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from avfast.data.files import write_bytes
-
-DPI = 120
+from avfast.report.figure import save
 
 
 def draw_curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -37,9 +34,7 @@ def draw_curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend()
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=DPI)
-    write_bytes(path, png.getvalue())
+    save(figure, path)
 
 
 def _curve(axes: Axes, lines: Sequence[Mapping[str, Any]], values: Sequence[float], label: str) -> None:
