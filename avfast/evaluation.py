@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -41,7 +41,7 @@ class Predictions:
     clips: list[str]
     """N names."""
     loss: float
-    """The training loss, mean over clips."""
+    """The training loss, mean over clips and classes."""
     scores: FloatArray
     """[N, C]."""
     labels: BoolArray
@@ -52,6 +52,8 @@ class Predictions:
     """By clip; empty where the model scores no regions."""
     segments: dict[str, Segments]
     """By clip; empty where the model scores no audio segments."""
+    class_losses: FloatArray = field(default_factory=lambda: np.zeros(0))
+    """[C], the training loss of each class, mean over clips; empty where it was not measured."""
 
 
 ThresholdRule = Literal["global", "per-class"]
@@ -100,15 +102,14 @@ def predict(
     """
     model.eval()
     clips: list[str] = []
-    loss = 0.0
-    scores, labels = [], []
+    losses, scores, labels = [], [], []
     views: dict[str, list[FloatArray]] = {}
     regions: dict[str, Regions] = {}
     segments: dict[str, Segments] = {}
     for batch in batches:
         batch = batch.to(device)
         output = model(batch, regions_of(batch))
-        loss += float(model.loss(output, batch.targets)) * batch.size
+        losses.append(_array(model.losses(output, batch.targets)))
         clips += batch.clips
         scores.append(_array(output.scores))
         labels.append(_array(batch.targets) > 0)
@@ -119,9 +120,16 @@ def predict(
         if "audio" in output.streams:
             segments.update(_segments(batch, output))
     joined = {modality: np.concatenate(parts) for modality, parts in views.items()}
-    mean_loss = metrics.ratio(loss, len(clips))
+    class_losses = np.concatenate(losses).mean(axis=0)
     return Predictions(
-        clips, mean_loss, np.concatenate(scores), np.concatenate(labels), joined, regions, segments
+        clips,
+        float(class_losses.mean()),
+        np.concatenate(scores),
+        np.concatenate(labels),
+        joined,
+        regions,
+        segments,
+        class_losses,
     )
 
 

@@ -17,8 +17,9 @@ import pytest
 import tiny_shards
 import torch
 
-from avfast import checkpoint, cli, metrics, train
+from avfast import checkpoint, cli, metrics, train, training
 from avfast.errors import InputError
+from avfast.models import SYSTEMS
 
 EPOCHS, BATCH = 2, 5
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -93,6 +94,10 @@ def test_the_log_has_a_line_per_step_and_per_epoch(finished: Path) -> None:
     assert [line["epoch"] for line in lines if "val" in line] == list(range(EPOCHS))
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[-1] < losses[0]
+    for val in (line["val"] for line in lines if "val" in line):
+        assert list(val["per_class"]) == list(tiny_shards.CLASSES)
+        mean = np.mean([figures["loss"] for figures in val["per_class"].values()])
+        assert val["loss"] == pytest.approx(mean)
 
 
 def test_metrics_and_scores_agree(finished: Path) -> None:
@@ -177,6 +182,102 @@ def test_resuming_a_finished_run_changes_nothing(data: Path, finished: Path) -> 
     assert before[1:] == ((finished / "metrics.jsonl").read_bytes(), (finished / "scores.csv").read_bytes())
 
 
+EVERYTHING = {
+    "average": 2,
+    "balanced": True,
+    "class_weights": True,
+    "clip_grad": 1.0,
+    "flip": True,
+    "keep": "last",
+    "mixup": 0.5,
+    "patience": 9,
+    "warmup": 3,
+}
+
+
+class Killed(Exception):
+    """As if the process had gone."""
+
+
+def test_every_option_resumes_exactly(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    epochs: list[dict[str, torch.Tensor]] = []
+    finish = training.Trainer.finish_epoch
+
+    def noted(trainer: training.Trainer) -> None:
+        epochs.append({name: value.clone() for name, value in trainer.model.state_dict().items()})
+        finish(trainer)
+
+    monkeypatch.setattr(training.Trainer, "finish_epoch", noted)
+    train.main(options(data, tmp_path / "whole", **EVERYTHING))
+    for name, value in weights(tmp_path / "whole", "best.pt").items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, (epochs[0][name] + epochs[1][name]) / 2)
+    after_step = training.Trainer.after_step
+
+    def kill(trainer: training.Trainer, *arguments: object) -> None:
+        after_step(trainer, *arguments)
+        if trainer.progress.step == STEPS // 2 + 2:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(training.Trainer, "after_step", kill)
+        train.main(options(data, tmp_path / "killed", **EVERYTHING))
+    train.main(options(data, tmp_path / "killed", resume=True, **EVERYTHING))
+    for name in ("last.pt", "best.pt"):
+        assert same(weights(tmp_path / "whole", name), weights(tmp_path / "killed", name))
+    assert log(tmp_path / "whole") == log(tmp_path / "killed")
+    rates = [line["lr"] for line in log(tmp_path / "whole") if "lr" in line]
+    assert rates[0] < rates[1] < rates[2]
+
+
+# --- options ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in SYSTEMS if name != "av-two-stream"])
+def test_every_system_trains_and_is_tested(data: Path, tmp_path: Path, name: str) -> None:
+    train.main(options(data, tmp_path / "out", system=name, epochs=1, crnn_channels=4))
+    summary = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert summary["system"] == name
+    assert set(summary["localization"]) == set(summary["views"]) <= {"visual", "audio"}
+    if name == "gated-crnn":  # statistics of the training clips are in the checkpoint
+        deviation = weights(tmp_path / "out", "best.pt")["norm.deviation"]
+        assert (deviation > 0).all() and (deviation != 1).all()
+
+
+def test_training_stops_when_validation_does_not_improve(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    train.main(options(data, out, lr=1e-12, epochs=9, patience=2))
+    before = log(out)
+    scores = [(line["val"]["micro_f1"], line["val"]["map"]) for line in before if "val" in line]
+    assert len(scores) == scores.index(max(scores)) + 1 + 2 < 9
+    train.main(options(data, out, lr=1e-12, epochs=9, patience=2, resume=True))
+    assert log(out) == before
+
+
+def test_mixed_precision_learns(data: Path, tmp_path: Path) -> None:
+    train.main(options(data, tmp_path / "out", precision="bfloat16"))
+    losses = [line["loss"] for line in log(tmp_path / "out") if "loss" in line]
+    assert losses[-1] < losses[0]
+    assert all(value.dtype != torch.bfloat16 for value in weights(tmp_path / "out").values())
+
+
+def test_balanced_epochs_show_rare_classes_as_often() -> None:
+    labels = np.zeros((40, 3), bool)
+    labels[:36, 0] = True
+    labels[:2, 1] = True  # never without the first class
+    orders = [training.balanced_order(labels, np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+    assert len(orders[0]) == 40 and set(orders[0]) <= set(range(40))
+    shown = labels[orders[0]]
+    assert shown[:, 1].sum() >= 13 and (~shown.any(axis=1)).sum() >= 13
+
+
+def test_balanced_weights_by_hand() -> None:
+    labels = np.array([[1, 1, 0], [0, 1, 0], [0, 1, 0], [0, 1, 0]], bool)
+    expected = torch.tensor([[4 / 6, 1, 1], [4 / 2, 1, 1]])
+    torch.testing.assert_close(training.balanced_weights(labels), expected)
+
+
 # --- refusals ---------------------------------------------------------------------------------------
 
 
@@ -214,6 +315,8 @@ def test_a_run_is_never_overwritten(data: Path, finished: Path, tmp_path: Path) 
         ({"lr": float("nan")}, "--lr: expected a number above 0"),
         ({"batch_size": -1}, "--batch-size: expected a number above 0"),
         ({"save_every": 0}, "--save-every: expected a number above 0"),
+        ({"mixup": 1.5}, "--mixup: expected a share"),
+        ({"patience": -1}, "--patience: expected 0 or a number above"),
         ({"seed": -1}, "--seed: expected 0 or a number above"),
         ({"device": "cuda:99"}, "--device cuda:99"),
         ({"device": "tpu"}, "--device tpu"),
@@ -298,7 +401,7 @@ def test_the_start_line_says_what_runs(
 
 
 def test_the_cosine_schedule_falls_from_the_rate_to_zero() -> None:
-    rates = [train.cosine(1.0, step, 10) for step in range(11)]
+    rates = [training.cosine(1.0, step, 10) for step in range(11)]
     assert rates[0] == 1.0
     assert rates[5] == pytest.approx(0.5)
     assert rates[10] == pytest.approx(0.0)

@@ -261,6 +261,10 @@ class ShardDataset(Dataset[Sample]):
         except (ValueError, KeyError, cv2.error, soundfile.SoundFileError) as error:
             raise self._damaged(entry, str(error)) from error
 
+    def labels(self) -> NDArray[np.bool_]:
+        """[N, C], which classes each clip has, without reading the clips."""
+        return np.array([[name in entry["labels"] for name in self.classes] for entry in self._entries])
+
     def annotations(self) -> Annotations | None:
         """Ground truth of this split's clips, None where the data has none."""
         path = self.root / ANNOTATIONS

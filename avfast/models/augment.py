@@ -1,9 +1,14 @@
-"""Random changes of log-mel examples that a small audio network must not mind."""
+"""Random changes of training clips: masked sound, mirrored pictures, joined bags."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
+
+from avfast.data.batch import Batch
 
 
 class SpecAugment(nn.Module):
@@ -39,3 +44,75 @@ def kept(count: int, size: int, longest: int, device: torch.device) -> Tensor:
     length = torch.randint(longest + 1, (count, 1), device=device)
     index = torch.arange(size, device=device)
     return (index < start) | (index >= start + length)
+
+
+def flip(batch: Batch, chosen: Tensor) -> Batch:
+    """Mirror the pictures of some clips, and their regions with them.
+
+    Args:
+        batch: B clips.
+        chosen: bool [B], on the CPU.
+
+    Returns:
+        The batch with frames and ``rois`` mirrored; ``region_boxes`` stay, as training has no use of them. A
+        mirrored clip gets a name of its own, since what is kept in memory of a clip no longer fits it.
+    """
+    regions = torch.repeat_interleave(chosen.to(batch.rois.device), batch.region_offsets.diff())
+    rows = batch.rois[regions, 0].long().unique()
+    frames, rois = batch.frames.clone(), batch.rois.clone()
+    frames[rows] = frames[rows].flip(-1)
+    left, right = batch.rois[regions, 1], batch.rois[regions, 3]
+    rois[regions, 1], rois[regions, 3] = frames.shape[-1] - right, frames.shape[-1] - left
+    names = [
+        f"{clip} (mirrored)" if c else clip for clip, c in zip(batch.clips, chosen.tolist(), strict=True)
+    ]
+    return replace(batch, clips=names, frames=frames, rois=rois)
+
+
+def random_partners(size: int, share: float) -> Tensor:
+    """int64 [size], a clip to join each clip with: a random one for about ``share`` of them, else itself."""
+    partners = torch.randint(size, (size,))
+    return torch.where(torch.rand(size) < share, partners, torch.arange(size))
+
+
+def join_bags(batch: Batch, pooled: Tensor | None, partners: Tensor) -> tuple[Batch, Tensor | None]:
+    """Mixup for bags: give a clip the instances and the labels of another one beside its own.
+
+    A bag is positive if any of its instances is, so the union of two bags has the union of their labels, and
+    nothing needs to be interpolated.
+
+    Args:
+        batch: B clips.
+        pooled: What ``System.pool_regions`` gives for the batch, or None.
+        partners: int64 [B], positions in the batch, on the CPU; a clip's own leaves it alone.
+
+    Returns:
+        Batch and pooled regions of B clips.
+    """
+    regions, region_offsets = _joined_rows(batch.region_offsets, partners)
+    segments, segment_offsets = _joined_rows(batch.segment_offsets, partners)
+    joined = replace(
+        batch,
+        rois=batch.rois[regions],
+        region_offsets=region_offsets,
+        objectness=batch.objectness[regions],
+        region_times=batch.region_times[regions],
+        region_boxes=batch.region_boxes[regions],
+        audio=batch.audio[segments],
+        segment_offsets=segment_offsets,
+        segments=batch.segments[segments],
+        targets=torch.maximum(batch.targets, batch.targets[partners.to(batch.targets.device)]),
+    )
+    return joined, None if pooled is None else pooled[regions]
+
+
+def _joined_rows(offsets: Tensor, partners: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of every clip followed by those of its partner, and the new bounds."""
+    bounds = offsets.tolist()
+    bags = [torch.arange(start, stop) for start, stop in pairwise(bounds)]
+    joined = [
+        bag if partner == own else torch.cat([bag, bags[partner]])
+        for own, (bag, partner) in enumerate(zip(bags, partners.tolist(), strict=True))
+    ]
+    sizes = torch.tensor([0, *[len(bag) for bag in joined]])
+    return torch.cat(joined).to(offsets.device), sizes.cumsum(0).to(offsets.device)

@@ -233,7 +233,7 @@ def fuse(streams: dict[str, Stream], l2_normalise: bool) -> Output:
         The output, with scores [B, C].
     """
     norms = {name: clip_norms(stream.phi, l2_normalise) for name, stream in streams.items()}
-    scores = torch.stack([stream.phi / norms[name] for name, stream in streams.items()]).sum(0)
+    scores = torch.stack([stream.phi.float() / norms[name] for name, stream in streams.items()]).sum(0)
     return Output(scores, streams, norms)
 
 

@@ -1,0 +1,439 @@
+"""Training: the recipes, and the loop that follows one, exactly resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from avfast import checkpoint
+from avfast.cache import Budget, CachedDataset, CachedRegions
+from avfast.data import Batch, Sample
+from avfast.data.files import write_json
+from avfast.data.shards import ShardDataset
+from avfast.errors import InputError
+from avfast.evaluation import (
+    THRESHOLD_RULES,
+    Predictions,
+    ThresholdRule,
+    Thresholds,
+    choose_thresholds,
+    predict,
+)
+from avfast.metrics import BoolArray, classification
+from avfast.models import ModelConfig, System
+from avfast.models.augment import flip, join_bags, random_partners
+from avfast.runs import BEST, LAST, RunLog, load_batches
+
+GIB = 2**30
+
+Schedule = Literal["constant", "cosine"]
+Precision = Literal["float32", "bfloat16"]
+Keep = Literal["best", "last"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is optimised, by AdamW."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    schedule: Schedule
+    warmup: int = 0
+    """Steps over which the learning rate rises from zero."""
+    clip_grad: float = 0.0
+    """Largest norm of a step's gradient; 0 for no limit."""
+    average: int = 0
+    """How many of the last epochs' weights are averaged; 0 or 1 for no averaging."""
+    patience: int = 0
+    """Epochs without a better validation score after which training stops; 0 for never."""
+    keep: Keep = "best"
+    """Which epoch's model is kept: the best on validation, or the last."""
+    balanced: bool = False
+    """Whether clips are drawn class by class in turn, so that rare classes come as often as common ones."""
+    class_weights: bool = False
+    """Whether a class's positives and negatives weigh the same in the loss."""
+    flip: bool = False
+    """Whether half of the clips are mirrored in training."""
+    mixup: float = 0.0
+    """Share of clips that are joined with another clip in training."""
+    precision: Precision = "float32"
+    """bfloat16 runs the networks in mixed precision."""
+
+
+FROM_SCRATCH = Recipe(epochs=12, batch_size=16, lr=2e-3, weight_decay=1e-4, schedule="cosine")
+FEW_CLIPS = Recipe(epochs=20, batch_size=16, lr=1e-3, weight_decay=1e-4, schedule="cosine")
+PAPER = Recipe(epochs=12, batch_size=24, lr=1e-5, weight_decay=0.0, schedule="constant")
+CVSSP = Recipe(
+    epochs=30, batch_size=44, lr=1e-3, weight_decay=0.0, schedule="constant", average=10, balanced=True
+)
+
+RECIPES = {"toy": FROM_SCRATCH, "efficientnet-lite0": FEW_CLIPS, "alexnet": PAPER, "vgg16": PAPER}
+"""By visual backbone."""
+
+
+def default_recipe(config: ModelConfig) -> Recipe:
+    """The recipe that suits a model."""
+    return CVSSP if config.system in ("gated-crnn", "cvssp-fusion") else RECIPES[config.backbone]
+
+
+@dataclass
+class RunOptions:
+    """Where a run is kept, and how; nothing of this but the seed changes what is learned."""
+
+    data: Path | None = None
+    """Folder that avfast.prepare wrote; the embedded default when left out."""
+    out: Path = Path("runs/av-two-stream")
+    """Folder of the run; must be new or empty, unless --resume is given."""
+    resume: bool = False
+    """Go on from the last checkpoint in --out; all other options must be as they were."""
+    seed: int = 0
+    """Decides the initial weights, dropout and the order of clips."""
+    thresholds: ThresholdRule = "global"
+    """Chosen on validation: one for all classes, for micro-F1, or one per class, for the class's own F1."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    workers: int = 0
+    """Processes that read clips; 0 reads in the training process, which then keeps clips in memory."""
+    cache_gib: float = 2.0
+    """Memory for clips and for regions of frozen conv layers, in GiB; the rest is made anew each time."""
+    log_every: int = 10
+    """Steps from one line in metrics.jsonl to the next."""
+    save_every: int = 100
+    """Steps between checkpoints, besides the one after each epoch."""
+    tensorboard: bool = False
+    """Also write events for TensorBoard into --out (needs avfast[tensorboard])."""
+
+
+@dataclass
+class Progress:
+    """Where training stands: after ``position`` steps of ``epoch``, ``step`` steps in all."""
+
+    epoch: int = 0
+    position: int = 0
+    step: int = 0
+    best: tuple[float, float] = (-1.0, -1.0)
+    """Micro-F1 and mAP on validation of the best epoch; the second decides between equals of the first."""
+    loss: float = 0.0
+    """Sum over the steps since the last line of the log."""
+    logged: int = 0
+    """The step of that line."""
+    stale: int = 0
+    """Epochs since the best one."""
+
+
+def cosine(lr: float, step: int, steps: int) -> float:
+    """The rate after ``step`` of ``steps`` steps, from ``lr`` down to 0 (Loshchilov and Hutter 2017)."""
+    return lr * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+class Trainer:
+    """Trains a model on one split and keeps the state that did best on another."""
+
+    def __init__(
+        self,
+        options: RunOptions,
+        recipe: Recipe,
+        model: System,
+        train: ShardDataset,
+        val: ShardDataset,
+        device: torch.device,
+    ) -> None:
+        """Set up a run, or go back to where it was.
+
+        Args:
+            options: Of the run.
+            recipe: How to optimise.
+            model: On ``device``, as it is before the first step.
+            train: The clips to learn from.
+            val: The clips to validate on.
+            device: Where to compute.
+
+        Raises:
+            InputError: The run to resume was started in another way, or cannot be read.
+        """
+        self.options, self.recipe, self.model, self.device = options, recipe, model, device
+        self.classes = list(train.classes)
+        self.labels = train.labels()
+        budget = Budget(int(options.cache_gib * GIB))
+        self.regions_of = CachedRegions(model, budget)
+        keep = options.workers == 0  # a worker's memory is its own
+        self.train_set = CachedDataset(train, budget) if keep else train
+        self.val_set = CachedDataset(val, budget) if keep else val
+        self.config = {
+            "data": None if options.data is None else str(options.data.resolve()),
+            "preparation": train.preparation,  # these two say how to treat other videos like the clips
+            "clip_seconds": train.clip_seconds(),
+            "model": asdict(model.config),
+            "recipe": asdict(recipe),
+            "thresholds": options.thresholds,
+            "seed": options.seed,
+            "classes": self.classes,
+            "clips": fingerprint(train.clips),
+        }
+        self.every_class = torch.arange(len(self.classes), device=device)
+        learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(learned, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        self.averaged = AveragedModel(model, use_buffers=True) if recipe.average > 1 else None
+        self.balance = balanced_weights(self.labels).to(device) if recipe.class_weights else None
+        self.progress = Progress()
+        if options.resume:
+            self.restore()
+        else:
+            options.out.mkdir(parents=True, exist_ok=True)
+            model.fit_statistics(self.all_of(self.train_set))
+            self.save()  # first of all files, so that a run that is killed at once can be resumed
+        self.log = RunLog(options.out, self.progress.step, options.tensorboard)
+        write_json(options.out / "config.json", self.config)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.train_set) / self.recipe.batch_size)
+
+    @property
+    def steps(self) -> int:
+        return self.recipe.epochs * self.steps_per_epoch
+
+    @property
+    def stopped(self) -> bool:
+        """Whether patience has run out."""
+        return 0 < self.recipe.patience <= self.progress.stale
+
+    @property
+    def candidate(self) -> System:
+        """What an epoch ends with: the model, or from the first late epoch on their mean."""
+        if self.averaged is not None and self.averaged.n_averaged > 0:
+            return cast(System, self.averaged.module)
+        return self.model
+
+    def train(self) -> None:
+        """Run all epochs that are left."""
+        with tqdm(total=self.steps, initial=self.progress.step, unit="step", disable=None) as bar:
+            while self.progress.epoch < self.recipe.epochs and not self.stopped:
+                for batch in self.batches():
+                    self.step(batch)
+                    bar.update()
+                self.finish_epoch()
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches of the current epoch that are left; a function of seed, epoch and position alone."""
+        generator = np.random.default_rng([self.options.seed, self.progress.epoch])
+        if self.recipe.balanced:
+            order = balanced_order(self.labels, generator)
+        else:
+            order = generator.permutation(len(self.train_set)).tolist()
+        size, workers = self.recipe.batch_size, self.options.workers
+        return load_batches(self.train_set, order, size, workers, skip=self.progress.position)
+
+    def step(self, batch: Batch) -> None:
+        """Learn from one batch."""
+        recipe = self.recipe
+        self.model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        batch, pooled = self.augmented(batch.to(self.device, non_blocking=True))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+            output = self.model(batch, pooled)
+        weights = None if self.balance is None else self.balance[batch.targets.long(), self.every_class]
+        loss = self.model.loss(output, batch.targets, weights)
+        self.optimizer.zero_grad()
+        loss.backward()
+        if recipe.clip_grad:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_grad)
+        self.optimizer.step()
+        self.after_step(loss.item(), batch.clips)
+
+    def augmented(self, batch: Batch) -> tuple[Batch, Tensor | None]:
+        """A batch with its pooled regions, changed at random as the recipe says."""
+        if self.recipe.flip:
+            batch = flip(batch, torch.rand(batch.size) < 0.5)
+        pooled = self.regions_of(batch)
+        if self.recipe.mixup:
+            batch, pooled = join_bags(batch, pooled, random_partners(batch.size, self.recipe.mixup))
+        return batch, pooled
+
+    def learning_rate(self) -> float:
+        """The rate of the next step."""
+        recipe, step = self.recipe, self.progress.step
+        rate = recipe.lr if recipe.schedule == "constant" else cosine(recipe.lr, step, self.steps)
+        return rate * min(1.0, (step + 1) / (recipe.warmup + 1))
+
+    def after_step(self, loss: float, clips: Sequence[str]) -> None:
+        """Count, log and save."""
+        if not math.isfinite(loss):
+            raise InputError(
+                f"the loss is {loss} at step {self.progress.step + 1} (clips {', '.join(clips)}); "
+                f"lower --lr, or look at these clips; {self.options.out / LAST} holds an earlier state"
+            )
+        progress = self.progress
+        progress.step += 1
+        progress.position += 1
+        progress.loss += loss
+        if progress.step % self.options.log_every == 0:
+            self.log_loss()
+        if progress.step % self.options.save_every == 0 and progress.position < self.steps_per_epoch:
+            self.save()
+
+    def log_loss(self) -> None:
+        """Write the mean loss since the last line."""
+        progress = self.progress
+        if progress.step > progress.logged:
+            mean = progress.loss / (progress.step - progress.logged)
+            self.log.write(
+                {"step": progress.step, "epoch": progress.epoch, "loss": mean, "lr": self.learning_rate()}
+            )
+        progress.loss, progress.logged = 0.0, progress.step
+
+    def finish_epoch(self) -> None:
+        """Validate, keep the model if it is to be kept, and save."""
+        self.log_loss()
+        progress, recipe = self.progress, self.recipe
+        if self.averaged is not None and progress.epoch >= recipe.epochs - recipe.average:
+            self.averaged.update_parameters(self.model)
+        predictions = predict(self.candidate, self.all_of(self.val_set), self.device, self.regions_of)
+        thresholds = {rule: choose_thresholds(predictions, rule) for rule in THRESHOLD_RULES}
+        chosen = thresholds[self.options.thresholds].scores
+        figures = classification(predictions.scores, predictions.labels, chosen, self.classes)
+        val = {
+            "loss": predictions.loss,
+            "micro_f1": figures["micro"]["f1"],
+            "map": figures["map"],
+        }
+        self.log.write(
+            {
+                "step": progress.step,
+                "epoch": progress.epoch,
+                "val": {**val, "per_class": per_class(figures, predictions)},
+            }
+        )
+        progress.epoch, progress.position = progress.epoch + 1, 0
+        tqdm.write(
+            f"epoch {progress.epoch}/{recipe.epochs}: validation loss {val['loss']:.3f}, "
+            f"micro-F1 {val['micro_f1']:.3f}, mAP {val['map']:.3f}"
+        )
+        progress.stale += 1
+        better = (val["micro_f1"], val["map"]) > progress.best
+        if better:
+            progress.best, progress.stale = (val["micro_f1"], val["map"]), 0
+        if better or recipe.keep == "last":
+            self.save_best(thresholds, val)
+        self.save()
+
+    def all_of(self, clips: Dataset[Sample]) -> Iterator[Batch]:
+        """Batches of a whole split, in its order."""
+        order = range(len(clips))  # type: ignore[arg-type]
+        return load_batches(clips, order, self.recipe.batch_size, self.options.workers)
+
+    def save(self) -> None:
+        """Write all that ``restore`` needs."""
+        checkpoint.save(
+            self.options.out / LAST,
+            {
+                "config": self.config,
+                "model": self.model.state_dict(),
+                "averaged": None if self.averaged is None else self.averaged.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "progress": asdict(self.progress),
+                "random": checkpoint.random_states(),
+            },
+        )
+
+    def save_best(self, thresholds: Mapping[ThresholdRule, Thresholds], val: dict[str, float]) -> None:
+        """Write the model with what is needed to use it."""
+        checkpoint.save(
+            self.options.out / BEST,
+            {
+                "config": self.config,
+                "model": self.candidate.state_dict(),
+                "classes": self.classes,
+                "thresholds": {rule: values.state() for rule, values in thresholds.items()},
+                "epoch": self.progress.epoch,
+                "step": self.progress.step,
+                "val": val,
+            },
+        )
+
+    def restore(self) -> None:
+        """Go back to the last checkpoint, exactly."""
+        state = checkpoint.load(self.options.out / LAST, self.device)
+        before, now = dict(flat(state["config"])), dict(flat(self.config))
+        changed = [name for name in now if name != "data" and now[name] != before.get(name)]
+        if changed:
+            raise InputError(
+                f"{self.options.out}: was started with other options or data ({', '.join(changed)} differ); "
+                "repeat the command that started it, or choose another --out"
+            )
+        checkpoint.fill(self.model, state["model"], self.options.out / LAST)
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress(**state["progress"])
+        checkpoint.restore_random_states(state["random"])
+
+
+def fingerprint(clips: Sequence[str]) -> str:
+    """A short name for a list of clips, to notice when another one is used."""
+    return hashlib.sha256("\n".join(clips).encode()).hexdigest()[:16]
+
+
+def flat(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every option of a nested configuration by its own name."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from flat(value)
+        else:
+            yield name, value
+
+
+def balanced_order(labels: BoolArray, generator: np.random.Generator) -> list[int]:
+    """An epoch in which every class comes as often: clips drawn class by class in turn.
+
+    Args:
+        labels: [N, C]; clips without any label count as one more class.
+        generator: Decides the order.
+
+    Returns:
+        N positions; a clip of a rare class comes several times, some of a common class not at all.
+    """
+    groups = [np.flatnonzero(column) for column in [*labels.T, ~labels.any(axis=1)] if column.any()]
+    rounds = math.ceil(len(labels) / len(groups))
+    decks = [
+        np.concatenate([generator.permutation(g) for _ in range(math.ceil(rounds / len(g)))]) for g in groups
+    ]
+    turns = [generator.permutation([deck[turn] for deck in decks]) for turn in range(rounds)]
+    return np.concatenate(turns)[: len(labels)].tolist()
+
+
+def balanced_weights(labels: BoolArray) -> Tensor:
+    """Weights with which a class's negatives and positives each make up half of its N clips.
+
+    Args:
+        labels: [N, C].
+
+    Returns:
+        float32 [2, C], of a negative and of a positive; 1 for a class of which only one kind exists.
+    """
+    positives = labels.sum(axis=0)
+    counts = np.stack([len(labels) - positives, positives])
+    weights = np.where((counts > 0).all(axis=0), len(labels) / (2 * np.maximum(counts, 1)), 1.0)
+    return torch.from_numpy(weights).float()
+
+
+def per_class(figures: Mapping[str, Any], predictions: Predictions) -> dict[str, dict[str, float]]:
+    """F1, average precision and loss of every class on validation, for the log."""
+    return {
+        name: {"f1": row["f1"], "ap": row["ap"], "loss": float(loss)}
+        for (name, row), loss in zip(figures["per_class"].items(), predictions.class_losses, strict=True)
+    }
