@@ -26,14 +26,14 @@ from typing import Any
 import tyro
 from tqdm import tqdm
 
-from avfast import train
+from avfast import sources, train
 from avfast.cli import run
 from avfast.comparison import PAPER_ORDER, Run, compare, read_result
 from avfast.data.files import TEMPORARY_PREFIX, exclusive, write_json
 from avfast.errors import InputError
 from avfast.models import SYSTEMS
 from avfast.report.comparison import write_report
-from avfast.runs import LAST, open_split
+from avfast.runs import LAST
 
 HEARTBEAT = 5.0  # s between two notes of the time that a run has taken
 PER_RUN = {"out", "system", "seed", "resume"}
@@ -81,7 +81,9 @@ class Options(train.Options):
 def main(options: Options) -> None:
     """Train what is missing, and write the comparison."""
     check_names(options)
-    open_split(options.data, "test", train.model_config(options))  # bad data, or none yet: before any run
+    data = options.source()
+    config = train.model_config(options, data)
+    sources.open_split(data, "test", config)  # bad data, or none yet: before any run
     options.out.mkdir(parents=True, exist_ok=True)
     with exclusive(options.out):
         check_folder(options)

@@ -15,9 +15,13 @@ from typing import Literal
 
 import tyro
 
+from avfast import sources
 from avfast.cli import run
+from avfast.data.features import FeatureSource
+from avfast.errors import InputError
 from avfast.evaluation import ThresholdRule, table
-from avfast.runs import evaluate, load_best, open_split, pick_device
+from avfast.runs import Trained, evaluate, load_best, pick_device
+from avfast.sources import DataSource, open_split
 
 
 @dataclass
@@ -25,7 +29,9 @@ class Options:
     run: tyro.conf.Positional[Path]
     """Folder of a run: the --out of avfast.train."""
     data: Path | None = None
-    """Folder that avfast.prepare wrote. Default: what the run was trained on."""
+    """Folder that avfast.prepare wrote, or of features as the run's own. Default: what it was trained on."""
+    labels: Path | None = None
+    """Labels of the features in --data, as avfast.train takes them. Default: those in --data."""
     split: Literal["train", "val", "test"] = "test"
     """Which clips."""
     out: Path | None = None
@@ -42,11 +48,21 @@ def main(options: Options) -> None:
     """Evaluate one run."""
     device, ops = pick_device(options.device)
     trained = load_best(options.run, device, options.thresholds)
-    dataset = open_split(options.data or trained.data, options.split, trained.model.config)
+    dataset = open_split(data_source(trained, options), options.split, trained.model.config)
     print(f"{ops}; {len(dataset)} clips")
     out = options.out or options.run
     out.mkdir(parents=True, exist_ok=True)
     print(table(evaluate(trained, dataset, options.split, out, options.workers)))
+
+
+def data_source(trained: Trained, options: Options) -> DataSource:
+    """What the options ask for: clips of the kind that the run was trained on."""
+    own = trained.data
+    if isinstance(own, FeatureSource) and options.data is not None:
+        return sources.choose(None, options.data, options.labels, own.seconds)
+    if options.labels is not None:
+        raise InputError("--labels: goes with --data, for a run that was trained on features")
+    return options.data or own
 
 
 if __name__ == "__main__":

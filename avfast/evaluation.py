@@ -19,19 +19,21 @@ from avfast.data import Batch
 from avfast.data.files import write_json, write_text
 from avfast.data.labels import Annotations
 from avfast.metrics import AnnotatedBox, BoolArray, Event, FloatArray, Regions
+from avfast.metrics.localization import SEGMENT_LENGTH
 from avfast.models import Output, System
 
+MILLISECONDS = 3  # decimals of a second
 TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
 class Segments:
-    """The A scored audio segments of one clip."""
+    """The A scored audio segments of one clip, or its A moments in the picture."""
 
     bounds: FloatArray
     """[A, 2], start and end in seconds; neighbours may overlap."""
     evidence: FloatArray
-    """[A, C], on the scale of the audio view: the mean over the segments is the clip's score in that view."""
+    """[A, C], on the scale of the view: the mean over the segments is the clip's score in that view."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Predictions:
     """By clip; empty where the model scores no audio segments."""
     class_losses: FloatArray = field(default_factory=lambda: np.zeros(0))
     """[C], the training loss of each class, mean over clips; empty where it was not measured."""
+    moments: dict[str, Segments] = field(default_factory=dict)
+    """By clip; the regions of one time taken together, empty where the model scores no regions."""
 
 
 ThresholdRule = Literal["global", "per-class"]
@@ -106,6 +110,7 @@ def predict(
     views: dict[str, list[FloatArray]] = {}
     regions: dict[str, Regions] = {}
     segments: dict[str, Segments] = {}
+    moments: dict[str, Segments] = {}
     for batch in batches:
         batch = batch.to(device)
         output = model(batch, regions_of(batch))
@@ -117,6 +122,7 @@ def predict(
             views.setdefault(modality, []).append(_array(view))
         if "visual" in output.streams:
             regions.update(_regions(batch, output))
+            moments.update(_moments(batch, output))
         if "audio" in output.streams:
             segments.update(_segments(batch, output))
     joined = {modality: np.concatenate(parts) for modality, parts in views.items()}
@@ -130,6 +136,7 @@ def predict(
         regions,
         segments,
         class_losses,
+        moments,
     )
 
 
@@ -148,8 +155,10 @@ def choose_thresholds(predictions: Predictions, rule: ThresholdRule = "global") 
     )
 
 
-def detect_events(predictions: Predictions, thresholds: Thresholds) -> dict[str, list[Event]]:
-    """Which classes are heard when, decided with what clip labels alone can teach.
+def detect_events(
+    predictions: Predictions, thresholds: Thresholds, modality: str = "audio"
+) -> dict[str, list[Event]]:
+    """Which classes are heard (or seen) when, decided with what clip labels alone can teach.
 
     The audio view scores a clip by the mean over its segments of their evidence ``A * D / ||phi||``. A
     segment is active for a class if the clip as a whole is predicted positive, and the segment's own evidence
@@ -158,19 +167,21 @@ def detect_events(predictions: Predictions, thresholds: Thresholds) -> dict[str,
     segments, each stands for the time that is nearest to its centre.
 
     Args:
-        predictions: Of a model with an audio stream; without one nothing is detected.
+        predictions: Of a model with a stream of the modality; without one nothing is detected.
         thresholds: From the validation split.
+        modality: audio, or visual, where the regions of one time make a segment.
 
     Returns:
         The events of every clip that has segments, by class and time.
     """
     events: dict[str, list[Event]] = {}
+    scored = predictions.segments if modality == "audio" else predictions.moments
     for clip, scores in zip(predictions.clips, predictions.scores, strict=True):
-        if clip not in predictions.segments:
+        if clip not in scored:
             continue
-        segments = predictions.segments[clip]
+        segments = scored[clip]
         spans = cells(segments.bounds)
-        least = np.maximum(thresholds.views["audio"], TINY)
+        least = np.maximum(thresholds.views[modality], TINY)
         active = (segments.evidence >= least) & (scores >= thresholds.scores)
         events[clip] = [
             Event(label, float(spans[first, 0]), float(spans[last, 1]))
@@ -231,14 +242,13 @@ def table(summary: Mapping[str, Any]) -> str:
     ]
     rows += [(f"{m} alone, micro-F1", f"{view['micro']['f1']:.3f}") for m, view in summary["views"].items()]
     places = summary.get("localization", {})
-    if "visual" in places:
-        visual = places["visual"]
+    visual = places.get("visual", {})
+    if "corloc" in visual:
         rows.append(("region CorLoc", f"{visual['corloc']:.3f}  (pointing game {visual['pointing']:.3f})"))
-    if "audio" in places:
-        audio = places["audio"]
-        rows.append(
-            ("audio segment F1", f"{audio['segment_f1']:.3f}  (error rate {audio['segment_er']:.3f})")
-        )
+    for modality, place in places.items():
+        if "segment_f1" in place:
+            figure = f"{place['segment_f1']:.3f}  (error rate {place['segment_er']:.3f})"
+            rows.append((f"{modality} segment F1", figure))
     width = max(len(name) for name, _ in rows)
     return "\n".join([f"{summary['split']} split", *(f"  {name:<{width}}  {value}" for name, value in rows)])
 
@@ -287,6 +297,23 @@ def _segments(batch: Batch, output: Output) -> dict[str, Segments]:
     return {clip: Segments(bounds[bag], evidence[bag]) for clip, bag in bags}
 
 
+def _moments(batch: Batch, output: Output) -> dict[str, Segments]:
+    times, evidence = _array(batch.region_times), _array(output.evidence("visual"))
+    bags = zip(batch.clips, _bags(batch.region_offsets), strict=True)
+    return {clip: _by_time(times[bag], evidence[bag]) for clip, bag in bags}
+
+
+def _by_time(times: FloatArray, evidence: FloatArray) -> Segments:
+    """Mean evidence of the regions [R, C] of each time; a time stands for what is nearest to it."""
+    centres, index = np.unique(times, return_inverse=True)
+    sums = np.zeros((len(centres), evidence.shape[1]))
+    np.add.at(sums, index, evidence)
+    step = float(np.diff(centres).min()) if len(centres) > 1 else SEGMENT_LENGTH
+    bounds = np.stack([np.maximum(centres - step / 2, 0), centres + step / 2], axis=1)
+    bounds = bounds.round(MILLISECONDS)  # so that a time on a border of segments stays there
+    return Segments(bounds, sums / np.bincount(index, minlength=len(centres))[:, None])
+
+
 def cells(bounds: FloatArray) -> FloatArray:
     """The part of each segment nearest to its own centre: overlapping windows [A, 2] as tiles."""
     if not len(bounds):
@@ -316,13 +343,14 @@ def _localization(
                 box = AnnotatedBox(index[row.label], row.start, row.end, row.box)
                 boxes.setdefault(row.clip, []).append(box)
         result["visual"] = metrics.region_localization(predictions.regions, boxes)
-    if annotations.audio and "audio" in predictions.views:
-        reference: dict[str, list[Event]] = {clip: [] for clip in _annotated(predictions, annotations)}
-        for row in annotations.audio:
-            if row.label in index:
-                reference[row.clip].append(Event(index[row.label], row.start, row.end))
-        detected = detect_events(predictions, thresholds)
-        result["audio"] = metrics.audio_localization(detected, reference, classes)
+    for modality, rows in (("visual", annotations.seen), ("audio", annotations.audio)):
+        if rows and modality in predictions.views and modality not in result:
+            reference: dict[str, list[Event]] = {clip: [] for clip in _annotated(predictions, annotations)}
+            for row in rows:
+                if row.label in index:
+                    reference[row.clip].append(Event(index[row.label], row.start, row.end))
+            detected = detect_events(predictions, thresholds, modality)
+            result[modality] = metrics.audio_localization(detected, reference, classes)
     return result
 
 

@@ -59,7 +59,8 @@ class Localizer:
         preparation = trained.config.get("preparation")
         if preparation is None:
             raise InputError(
-                f"{folder}: does not say how its clips were made from videos; train again with this version"
+                f"{folder}: does not say how its clips were made from videos, as it learned from features or "
+                "by an earlier version; train on videos with this one"
             )
         self.settings = Settings.of_record(preparation, edge_model)
         self.clip_seconds: float = trained.config["clip_seconds"]

@@ -15,12 +15,12 @@ from tqdm import tqdm
 
 import avfast
 from avfast import checkpoint
-from avfast.data import Batch, Sample, collate, synthetic
+from avfast.data import Batch, Sample, collate
 from avfast.data.files import write_text
-from avfast.data.shards import ShardDataset
 from avfast.errors import InputError
 from avfast.evaluation import ThresholdRule, Thresholds, predict, summarise, write_results
-from avfast.models import SYSTEMS, ModelConfig, System, build
+from avfast.models import ModelConfig, System, build
+from avfast.sources import ClipDataset, DataSource, recall
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -39,9 +39,9 @@ class Trained:
     """How it was trained: ``data``, ``model``, ``recipe``, ``seed`` and more, as in ``config.json``."""
 
     @property
-    def data(self) -> Path | None:
-        """The folder of shards that it was trained on; None for the embedded default."""
-        return Path(self.config["data"]) if self.config["data"] is not None else None
+    def data(self) -> DataSource:
+        """What it was trained on."""
+        return recall(self.config)
 
 
 def load_best(folder: Path, device: torch.device, thresholds: ThresholdRule | None = None) -> Trained:
@@ -67,24 +67,8 @@ def load_best(folder: Path, device: torch.device, thresholds: ThresholdRule | No
     return Trained(model.eval(), state["classes"], chosen, state["config"])
 
 
-def open_split(data: Path | None, split: str, config: ModelConfig) -> ShardDataset:
-    """The clips of one split as a system takes them.
-
-    Args:
-        data: Folder that ``avfast.prepare`` wrote; None for the embedded default, which is made on first use.
-        split: ``train``, ``val`` or ``test``.
-        config: Decides image size, regions per frame and audio front end.
-
-    Raises:
-        InputError: The folder holds no shards, or the split no clip.
-    """
-    root = data if data is not None else synthetic.dataset()
-    front_end = SYSTEMS[config.system].new_front_end(config)
-    return ShardDataset(root, split, config.image_size, config.proposals, front_end)
-
-
 def evaluate(
-    trained: Trained, dataset: ShardDataset, split: str, folder: Path, workers: int = 0
+    trained: Trained, dataset: ClipDataset, split: str, folder: Path, workers: int = 0
 ) -> dict[str, Any]:
     """Score a split, and write ``metrics.json`` and ``scores.csv``.
 

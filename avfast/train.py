@@ -20,13 +20,15 @@ import torch
 
 import avfast
 from avfast.cli import run
+from avfast.data.features import FeatureBags
 from avfast.data.files import TEMPORARY_PREFIX
 from avfast.errors import InputError
 from avfast.evaluation import table
 from avfast.models import ModelConfig, System, build
 from avfast.models.vggish import load_pca
 from avfast.report.curves import draw_curves
-from avfast.runs import LAST, evaluate, load_best, open_split, pick_device
+from avfast.runs import LAST, evaluate, load_best, pick_device
+from avfast.sources import DataSource, feature_backbones, open_split
 from avfast.training import Keep, Precision, Recipe, RunOptions, Schedule, Trainer, default_recipe
 
 
@@ -107,12 +109,17 @@ def main(options: Options) -> None:
     """Train, then report on the test split."""
     check_numbers(options)
     device, ops = pick_device(options.device)
-    config = model_config(options)
+    data = options.source()
+    config = model_config(options, data)
     recipe = training_recipe(options, config)
     check_folder(options.out, options.resume)
-    splits = {split: open_split(options.data, split, config) for split in ("train", "val", "test")}
+    splits = {split: open_split(data, split, config) for split in ("train", "val", "test")}
     counts = ", ".join(f"{len(dataset)} {split}" for split, dataset in splits.items())
     print(f"avfast {avfast.__version__}: {ops}; {counts} clips, {len(splits['train'].classes)} classes")
+    for split, dataset in splits.items():
+        if isinstance(dataset, FeatureBags) and dataset.absent:
+            count, example = len(dataset.absent), dataset.absent[0]
+            print(f"left out: {count} {split} clips without features, such as {example}")
     model = new_model(options, config, len(splits["train"].classes)).to(device)
     trainer = Trainer(options, recipe, model, splits["train"], splits["val"], device)
     trainer.train()
@@ -123,7 +130,7 @@ def main(options: Options) -> None:
 
 def check_numbers(options: Options) -> None:
     """Refuse numbers that make no sense, by the name of their option."""
-    for name in ("epochs", "batch_size", "lr", "log_every", "save_every"):
+    for name in ("clip_seconds", "epochs", "batch_size", "lr", "log_every", "save_every"):
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:
             raise InputError(f"--{name.replace('_', '-')}: expected a number above 0, got {value}")
@@ -136,14 +143,17 @@ def check_numbers(options: Options) -> None:
         raise InputError(f"--mixup: expected a share of at most 1, got {options.mixup}")
 
 
-def model_config(options: Options) -> ModelConfig:
-    """The model that the options describe."""
+def model_config(options: Options, data: DataSource) -> ModelConfig:
+    """The model that the options describe, for the given data."""
+    given = feature_backbones(data, options.system)
+    if given and (options.backbone or options.audio_backbone):
+        raise InputError("--backbone, --audio-backbone: have no meaning with --features; leave them out")
+    backbones = given or {"backbone": options.backbone, "audio_backbone": options.audio_backbone}
     try:
         return ModelConfig.from_preset(
             options.preset,
             system=options.system,
-            backbone=options.backbone,
-            audio_backbone=options.audio_backbone,
+            **backbones,
             image_size=options.image_size,
             proposals=options.proposals,
             audio_hop=options.audio_hop,

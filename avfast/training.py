@@ -16,11 +16,11 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from avfast import checkpoint
+from avfast import checkpoint, sources
 from avfast.cache import Budget, CachedDataset, CachedRegions
 from avfast.data import Batch, Sample
+from avfast.data.features import CLIP_SECONDS
 from avfast.data.files import write_json
-from avfast.data.shards import ShardDataset
 from avfast.errors import InputError
 from avfast.evaluation import (
     THRESHOLD_RULES,
@@ -34,6 +34,7 @@ from avfast.metrics import BoolArray, classification
 from avfast.models import ModelConfig, System
 from avfast.models.augment import flip, join_bags, random_partners
 from avfast.runs import BEST, LAST, RunLog, load_batches
+from avfast.sources import ClipDataset, DataSource
 
 GIB = 2**30
 
@@ -80,7 +81,13 @@ CVSSP = Recipe(
     epochs=30, batch_size=44, lr=1e-3, weight_decay=0.0, schedule="constant", average=10, balanced=True
 )
 
-RECIPES = {"toy": FROM_SCRATCH, "efficientnet-lite0": FEW_CLIPS, "alexnet": PAPER, "vgg16": PAPER}
+RECIPES = {
+    "toy": FROM_SCRATCH,
+    "efficientnet-lite0": FEW_CLIPS,
+    "alexnet": PAPER,
+    "vgg16": PAPER,
+    "features": FEW_CLIPS,
+}
 """By visual backbone."""
 
 
@@ -95,6 +102,13 @@ class RunOptions:
 
     data: Path | None = None
     """Folder that avfast.prepare wrote; the embedded default when left out."""
+    features: Path | None = None
+    """Folder of feature bags in place of --data: visual/CLIP.npy ([P, D] or [T, h, w, D]) and audio/CLIP.npy
+    ([A, D]), CLIP.npz with both, or HDF5 files as AVE's. No video is needed."""
+    labels: Path | None = None
+    """Labels of --features: labels.csv, or a folder with the lists of LLP or AVE. Default: there."""
+    clip_seconds: float = CLIP_SECONDS
+    """Length of the clips of --features, over which their instances are spread evenly."""
     out: Path = Path("runs/av-two-stream")
     """Folder of the run; must be new or empty, unless --resume is given."""
     resume: bool = False
@@ -115,6 +129,10 @@ class RunOptions:
     """Steps between checkpoints, besides the one after each epoch."""
     tensorboard: bool = False
     """Also write events for TensorBoard into --out (needs avfast[tensorboard])."""
+
+    def source(self) -> DataSource:
+        """Where the clips are."""
+        return sources.choose(self.data, self.features, self.labels, self.clip_seconds)
 
 
 @dataclass
@@ -147,8 +165,8 @@ class Trainer:
         options: RunOptions,
         recipe: Recipe,
         model: System,
-        train: ShardDataset,
-        val: ShardDataset,
+        train: ClipDataset,
+        val: ClipDataset,
         device: torch.device,
     ) -> None:
         """Set up a run, or go back to where it was.
@@ -173,7 +191,7 @@ class Trainer:
         self.train_set = CachedDataset(train, budget) if keep else train
         self.val_set = CachedDataset(val, budget) if keep else val
         self.config = {
-            "data": None if options.data is None else str(options.data.resolve()),
+            **sources.record(options.source()),
             "preparation": train.preparation,  # these two say how to treat other videos like the clips
             "clip_seconds": train.clip_seconds(),
             "model": asdict(model.config),

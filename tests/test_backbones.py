@@ -17,7 +17,8 @@ from avfast.models.backbones import AUDIO, VISUAL, VisualBackbone, cells_of
 from avfast.models.efficientnet import EfficientNetLite0
 from avfast.models.vggish import VGGish
 
-SMALL = {"toy": 96, "alexnet": 128, "vgg16": 64, "efficientnet-lite0": 96}
+SMALL = {"toy": 96, "alexnet": 128, "vgg16": 64, "efficientnet-lite0": 96, "features": 16}
+EXAMPLE = {"toy": (96, 64), "vggish": (96, 64), "features": (128,)}
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def test_no_regions(networks: dict[str, VisualBackbone], name: str, frames: int,
 @pytest.mark.parametrize("segments", [0, 1, 3])
 def test_audio_shapes(audio_networks: dict[str, nn.Module], name: str, training: bool, segments: int) -> None:
     network = audio_networks[name].train(training)
-    assert network(torch.randn(segments, 96, 64)).shape == (segments, network.dim)
+    assert network(torch.randn(segments, *EXAMPLE[name])).shape == (segments, network.dim)
 
 
 @pytest.fixture(scope="module")

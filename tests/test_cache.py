@@ -10,7 +10,7 @@ from avfast.cache import Budget, CachedDataset, CachedRegions
 from avfast.data import collate
 from avfast.data.shards import ShardDataset
 from avfast.models import ModelConfig, System, build
-from avfast.runs import open_split
+from avfast.sources import open_split
 
 LOTS = 1 << 40
 

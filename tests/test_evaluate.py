@@ -18,7 +18,8 @@ from avfast.data.labels import Annotation, Annotations
 from avfast.errors import InputError
 from avfast.evaluation import Predictions, Segments, Thresholds
 from avfast.metrics import Event, Regions
-from avfast.runs import load_batches, load_best, open_split
+from avfast.runs import load_batches, load_best
+from avfast.sources import open_split
 
 CLASSES = ["bell", "horn"]
 

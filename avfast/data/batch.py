@@ -17,17 +17,17 @@ class Sample:
     clip: str
     """The clip's name."""
     frames: Tensor
-    """uint8 [F, 3, S, S], RGB, stretched to the image size."""
+    """uint8 [F, 3, S, S], RGB, stretched to the image size; or float [F, D, h, w], feature maps."""
     frame_times: Tensor
     """float32 [F], seconds."""
     boxes: Tensor
-    """float32 [R, 4], xyxy in pixels of the stretched frame."""
+    """float32 [R, 4], xyxy in pixels of the stretched frame, or in cells of the feature map."""
     box_frames: Tensor
     """int64 [R], the row of ``frames`` that a box lies in."""
     objectness: Tensor
     """float32 [R], the proposals' scores."""
     frame_size: tuple[int, int]
-    """(width, height) of the source picture in pixels, (0, 0) without picture."""
+    """(width, height) of the source picture in pixels, (0, 0) without picture, (1, 1) for feature maps."""
     audio: Tensor
     """float32 [A, ...], the audio front end's instances (VGGish: [A, 96, 64])."""
     segments: Tensor
@@ -43,7 +43,7 @@ class Batch:
     clips: list[str]
     """B names."""
     frames: Tensor
-    """uint8 [F, 3, S, S], the frames of all clips."""
+    """uint8 [F, 3, S, S], the frames of all clips; or float [F, D, h, w], feature maps."""
     rois: Tensor
     """float32 [R, 5]: row of ``frames``, then xyxy in pixels of the stretched frame."""
     region_offsets: Tensor
@@ -53,7 +53,7 @@ class Batch:
     region_times: Tensor
     """float32 [R], seconds."""
     region_boxes: Tensor
-    """float32 [R, 4], xyxy in pixels of the source picture."""
+    """float32 [R, 4], xyxy in pixels of the source picture, for feature maps as fractions of it."""
     audio: Tensor
     """float32 [A, ...]."""
     segment_offsets: Tensor

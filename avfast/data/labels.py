@@ -91,6 +91,13 @@ class Annotations:
         return tuple(row for row in self.rows if row.modality == "visual" and row.box is not None)
 
     @property
+    def seen(self) -> tuple[Annotation, ...]:
+        """Rows with an interval of sight and no box."""
+        return tuple(
+            row for row in self.rows if row.modality == "visual" and row.box is None and row.end > row.start
+        )
+
+    @property
     def audio(self) -> tuple[Annotation, ...]:
         """Rows with an interval of sound."""
         return tuple(row for row in self.rows if row.modality == "audio")

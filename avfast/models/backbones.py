@@ -131,11 +131,13 @@ class VisualBackbone(Backbone):
         """Conv maps.
 
         Args:
-            frames: uint8 [F, 3, S, S], RGB.
+            frames: uint8 [F, 3, S, S], RGB; or float [F, channels, h, w], which are conv maps already.
 
         Returns:
             [F, channels, h, w].
         """
+        if frames.is_floating_point():
+            return frames
         with torch.set_grad_enabled(self.train_conv and torch.is_grad_enabled()):
             images = self.normalise(frames).contiguous(memory_format=torch.channels_last)
             return self.conv(images)
@@ -144,7 +146,7 @@ class VisualBackbone(Backbone):
         """Conv features of regions.
 
         Args:
-            frames: uint8 [F, 3, S, S], RGB.
+            frames: As ``maps`` takes them.
             rois: float32 [R, 5], row of ``frames``, then xyxy in pixels.
 
         Returns:
@@ -198,7 +200,7 @@ class ToyVisual(VisualBackbone):
             *_conv_block(16, 32, kernel=4, stride=2),
             *_conv_block(32, 64, kernel=4, stride=2),
         )
-        self.head = _learned_layer(64 * self.grid**2, self.dim, self.drop)
+        self.head = learned_layer(64 * self.grid**2, self.dim, self.drop)
         self.freeze()
 
     @property
@@ -323,7 +325,7 @@ class EfficientNetLite0Regions(VisualBackbone):
     def __init__(self, train_conv: bool = False, dropout: float = 0.5) -> None:
         super().__init__(train_conv, dropout)
         self.features = EfficientNetLite0()
-        self.head = nn.Sequential(self.drop, _learned_layer(FEATURES * self.grid**2, self.dim, self.drop))
+        self.head = nn.Sequential(self.drop, learned_layer(FEATURES * self.grid**2, self.dim, self.drop))
         self.freeze()
 
     @property
@@ -386,7 +388,7 @@ class ToyAudio(AudioBackbone):
             *_conv_block(1, 24, kernel=6, stride=4),
             *_conv_block(24, 48, kernel=4, stride=2),
         )
-        self.head = _learned_layer(48 * MEL_BANDS // 8, self.dim, self.drop)
+        self.head = learned_layer(48 * MEL_BANDS // 8, self.dim, self.drop)
         self.freeze()
 
     @property
@@ -472,6 +474,6 @@ def _conv_block(inputs: int, outputs: int, kernel: int, stride: int) -> tuple[nn
     return conv, nn.BatchNorm2d(outputs), nn.ReLU()
 
 
-def _learned_layer(inputs: int, outputs: int, drop: nn.Dropout) -> nn.Sequential:
+def learned_layer(inputs: int, outputs: int, drop: nn.Dropout) -> nn.Sequential:
     """Pooled features are all positive; without being centred they keep the layer from learning for long."""
     return nn.Sequential(nn.LayerNorm(inputs), nn.Linear(inputs, outputs), nn.ReLU(), drop)

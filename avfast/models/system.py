@@ -49,6 +49,10 @@ class ModelConfig:
     """Whether VGGish ends in a ReLU, as its PyTorch port does and today's original does not."""
     vggish_pca: bool = False
     """Whether VGGish embeddings are whitened and written in 8 bits, as AudioSet's released ones are."""
+    visual_dim: int = 0
+    """Size of a given visual feature vector, for the backbone ``features``."""
+    audio_dim: int = 0
+    """Size of a given audio feature vector, for the audio backbone ``features``."""
     spec_augment: bool = True
     """Whether bands and times of log-mel examples are masked in training."""
     crnn_channels: int = 64
