@@ -14,6 +14,7 @@ from avfast.metrics.classification import (
     d_prime,
     f1_precision_recall,
     micro_f1,
+    precision_recall,
     ratio,
     roc_auc,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "iou",
     "micro_f1",
     "paired_bootstrap",
+    "precision_recall",
     "ratio",
     "region_localization",
     "roc_auc",

@@ -62,6 +62,25 @@ def average_precision(scores: FloatArray, labels: BoolArray) -> float:
     return float((gained * hits / ranked).sum() / hits[-1])
 
 
+def precision_recall(scores: FloatArray, labels: BoolArray) -> tuple[FloatArray, FloatArray]:
+    """The precision-recall curve of one class, whose area ``average_precision`` is.
+
+    Args:
+        scores: [N], finite.
+        labels: [N].
+
+    Returns:
+        Precision and recall [K + 1] over falling thresholds, one point for each of K different scores after
+        the point of no positive decision; recall is 0 throughout without a positive clip.
+    """
+    scores, labels = _ranking(scores, labels)
+    hits, ranked = _counts_at_each_score(scores, labels)[1:]
+    if not len(hits):
+        return np.ones(1), np.zeros(1)
+    precision, recall = hits / ranked, hits / max(hits[-1], 1)
+    return np.concatenate([precision[:1], precision]), np.concatenate([[0.0], recall])
+
+
 def roc_auc(scores: FloatArray, labels: BoolArray) -> float:
     """Area under the ROC curve of one class: how often a positive clip scores above a negative one.
 
