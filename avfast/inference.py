@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from tqdm import tqdm
 import avfast
 from avfast.data import Batch, collate
 from avfast.data.media import SAMPLE_RATE, declared_seconds, read_frames, sound_blocks
-from avfast.data.preparation import PreparedFrame, Settings, pack, prepare_frame
+from avfast.data.preparation import PreparedFrame, Settings, pack, prepare_frame, unpack
 from avfast.data.preview import Preview
 from avfast.data.shards import decode, encode_jpeg
 from avfast.data.windows import Window, cut
@@ -102,8 +102,7 @@ class Localizer:
             raise ValueError(f"regions_per_frame: expected at least 1, got {regions_per_frame}")
         length = declared_seconds(path)
         source = _Source(path, self.settings, proposals="visual" in self.trained.thresholds.views)
-        findings = Findings(self.classes, self.trained.thresholds, self.settings.fps, regions_per_frame)
-        preview = Preview()
+        findings, preview = self._findings(regions_per_frame), Preview()
         total = math.ceil(length) if length is not None else None
         with tqdm(total=total, desc=path.name, unit="s", disable=None if progress else True) as bar:
             for window in cut(source.frames(), source.sound(), self.clip_seconds, hop, 1 / self.settings.fps):
@@ -114,6 +113,32 @@ class Localizer:
         classes, windows = findings.result(video_facts.seconds)
         sampling = Sampling(self.settings.fps, self.clip_seconds, hop, regions_per_frame)
         return Localization(video_facts, self._run(), sampling, classes, windows, preview)
+
+    def predict_clip(self, name: str, members: Mapping[str, bytes]) -> Localization:
+        """Localise the events of a prepared clip, which is scored as one bag.
+
+        Args:
+            name: Of the clip.
+            members: As ``ShardDataset.members`` gives them.
+
+        Returns:
+            The result, with a preview to draw it on.
+        """
+        frames, sound = unpack(members)
+        times = [frame.time for frame in frames]
+        facts = _facts(
+            Path(name), frames[0].source_size if frames else (0, 0), times, len(sound), self.settings
+        )
+        window = Window(0.0, facts.seconds, (0.0, facts.seconds + 1), frames, sound)
+        findings, preview = self._findings(REGIONS_PER_FRAME), Preview()
+        findings.add(window, *self._score(window))
+        preview.add(window)
+        classes, windows = findings.result(facts.seconds)
+        sampling = Sampling(self.settings.fps, self.clip_seconds, self.clip_seconds, REGIONS_PER_FRAME)
+        return Localization(facts, self._run(), sampling, classes, windows, preview)
+
+    def _findings(self, regions_per_frame: int) -> Findings:
+        return Findings(self.classes, self.trained.thresholds, self.settings.fps, regions_per_frame)
 
     @torch.no_grad()
     def _score(self, window: Window[PreparedFrame]) -> tuple[Batch, Output]:
@@ -169,16 +194,21 @@ class _Source:
             raise InputError(
                 f"{self.path}: neither picture nor sound can be read; give a video or a sound file"
             )
-        sound_seconds = self.samples / SAMPLE_RATE
-        shown = self.frame_times[-1] + 1 / self.settings.fps if self.frame_times else 0.0
-        notes = ["no picture"] * (not self.frame_times) + ["no sound"] * (not self.samples)
-        return Video(
-            name=self.path.name,
-            path=str(self.path.resolve()),
-            seconds=round(max(shown, sound_seconds), 6),
-            width=self.size[0],
-            height=self.size[1],
-            frame_times=self.frame_times,
-            sound_seconds=round(sound_seconds, 6),
-            notes=notes,
-        )
+        return _facts(self.path, self.size, self.frame_times, self.samples, self.settings)
+
+
+def _facts(
+    path: Path, size: tuple[int, int], frame_times: list[float], samples: int, settings: Settings
+) -> Video:
+    sound_seconds = samples / SAMPLE_RATE
+    shown = frame_times[-1] + 1 / settings.fps if frame_times else 0.0
+    return Video(
+        name=path.name,
+        path=str(path.resolve()),
+        seconds=round(max(shown, sound_seconds), 6),
+        width=size[0],
+        height=size[1],
+        frame_times=frame_times,
+        sound_seconds=round(sound_seconds, 6),
+        notes=["no picture"] * (not frame_times) + ["no sound"] * (not samples),
+    )

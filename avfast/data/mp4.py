@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import chain
 from typing import Any, BinaryIO
 
 import av
@@ -77,14 +78,14 @@ def _write_pictures(
     seconds_per_picture: float,
 ) -> Iterator[float]:
     """Yields the time that the track has reached."""
-    picture, last, tick = first, first, -1
-    while picture is not None:
-        tick = max(tick + 1, round(picture[0] / _CLOCK))
-        _encode_picture(container, stream, picture[1], tick)
-        yield picture[0]
-        last, picture = picture, next(rest, None)
+    tick, time, picture = -1, *first
+    for time, picture in chain([first], rest):
+        tick = max(tick + 1, round(time / _CLOCK))
+        _encode_picture(container, stream, picture, tick)
+        yield time
     # MP4 gives the last picture no length of its own: repeated, it stays.
-    _encode_picture(container, stream, last[1], max(tick + 1, round((last[0] + seconds_per_picture) / _CLOCK)))
+    end = round((time + seconds_per_picture) / _CLOCK)
+    _encode_picture(container, stream, picture, max(tick + 1, end))
     container.mux(stream.encode(None))
 
 
@@ -99,13 +100,13 @@ def _write_sound(
     container: Any, stream: Any, first: NDArray[np.float32], rest: Iterator[NDArray[np.float32]]
 ) -> Iterator[float]:
     """Yields the time that the track has reached."""
-    block, samples = first, 0
-    while block is not None:
+    samples = 0
+    for block in chain([first], rest):
         if len(block):
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block[None]), format="fltp", layout="mono")
+            waveform = np.ascontiguousarray(block[None])
+            frame = av.AudioFrame.from_ndarray(waveform, format="fltp", layout="mono")
             frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, samples, Fraction(1, SAMPLE_RATE)
             container.mux(stream.encode(frame))
             samples += len(block)
         yield samples / SAMPLE_RATE
-        block = next(rest, None)
     container.mux(stream.encode(None))

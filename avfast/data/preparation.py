@@ -218,6 +218,21 @@ def pack(
     return members
 
 
+def unpack(members: Mapping[str, bytes]) -> tuple[list[PreparedFrame], NDArray[np.float32]]:
+    """What ``pack`` put together: the frames, with times from the clip's start, and the sound."""
+    facts = json.loads(members[shards.FACTS])
+    times, size = facts["frame_times"], tuple(facts["frame_size"])
+    table = np.zeros((0, len(shards.PROPOSAL_COLUMNS)), np.float32)
+    if times:
+        table = np.load(io.BytesIO(members[shards.PROPOSALS]), allow_pickle=False)
+    frames = [
+        PreparedFrame(time, size, members[shards.frame_member(index)], table[table[:, 0] == index, 1:])
+        for index, time in enumerate(times)
+    ]
+    silence = np.zeros(0, np.float32)
+    return frames, shards.decode_sound(members[shards.SOUND]) if shards.SOUND in members else silence
+
+
 def _encode(task: Task, settings: Settings) -> tuple[dict[str, bytes], str]:
     """A clip's members, and what it lacks."""
     frames: list[PreparedFrame] = []

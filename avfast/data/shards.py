@@ -265,6 +265,14 @@ class ShardDataset(Dataset[Sample]):
         """[N, C], which classes each clip has, without reading the clips."""
         return np.array([[name in entry["labels"] for name in self.classes] for entry in self._entries])
 
+    def members(self, position: int) -> dict[str, bytes]:
+        """What the shards hold of one clip, as ``preparation.pack`` made it.
+
+        Raises:
+            InputError: Naming the shard, when it is missing or damaged.
+        """
+        return self._read(self._entries[position])
+
     def annotations(self) -> Annotations | None:
         """Ground truth of this split's clips, None where the data has none."""
         path = self.root / ANNOTATIONS
@@ -332,7 +340,7 @@ def decode(
     times = facts["frame_times"]
     images = [decode_jpeg(members[frame_member(index)]) for index in range(len(times))]
     boxes, box_frames, objectness = _regions(members, images, image_size, proposals)
-    waveform = _decode_sound(members[SOUND]) if SOUND in members else np.zeros(0, np.float32)
+    waveform = decode_sound(members[SOUND]) if SOUND in members else np.zeros(0, np.float32)
     audio = front_end(torch.from_numpy(waveform))
     return Sample(
         clip=clip,
@@ -374,5 +382,6 @@ def _regions(
     )
 
 
-def _decode_sound(data: bytes) -> NDArray[np.float32]:
+def decode_sound(data: bytes) -> NDArray[np.float32]:
+    """What ``encode_sound`` wrote: [T] at 16 kHz."""
     return soundfile.read(io.BytesIO(data), dtype="float32")[0]

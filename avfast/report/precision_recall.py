@@ -13,9 +13,7 @@ DASHES = ("-", "--", ":", "-.")
 """So that colour is not the only mark."""
 
 
-def draw_precision_recall(
-    axes: Axes, scores: FloatArray, labels: BoolArray, classes: Sequence[str]
-) -> Axes:
+def draw_precision_recall(axes: Axes, scores: FloatArray, labels: BoolArray, classes: Sequence[str]) -> Axes:
     """Draw the curve of every class, the best by average precision first in the legend.
 
     Args:
@@ -30,8 +28,8 @@ def draw_precision_recall(
     ap = [average_precision(scores[:, c], labels[:, c]) for c in range(len(classes))]
     for c in sorted(range(len(classes)), key=lambda c: -ap[c]):
         precision, recall = precision_recall(scores[:, c], labels[:, c])
-        style = {"color": class_colour(c), "linestyle": DASHES[c % len(DASHES)], "linewidth": 1.8}
-        axes.step(recall, precision, where="pre", label=f"{classes[c]}  {ap[c]:.2f}", **style)
+        (line,) = axes.step(recall, precision, where="pre", label=f"{classes[c]}  {ap[c]:.2f}")
+        line.set(color=class_colour(c), linestyle=DASHES[c % len(DASHES)], linewidth=1.8)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.03))
     axes.grid(alpha=0.3)
     axes.legend(title="class, AP", loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8)

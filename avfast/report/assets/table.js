@@ -18,6 +18,6 @@ document.addEventListener("alpine:init", () => {
       this.falling = column === this.by ? !this.falling : typeof this.rows[0]?.[column] === "number";
       this.by = column;
     },
-    show(value) { return typeof value === "number" && !Number.isInteger(value) ? value.toFixed(3) : value; },
+    show(value, column) { return column === "clips" || typeof value !== "number" ? value : value.toFixed(3); },
   }));
 });
