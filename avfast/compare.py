@@ -81,6 +81,7 @@ class Options(train.Options):
 def main(options: Options) -> None:
     """Train what is missing, and write the comparison."""
     check_names(options)
+    train.check_numbers(options)
     data = options.source()
     config = train.model_config(options, data)
     sources.open_split(data, "test", config)  # bad data, or none yet: before any run

@@ -149,6 +149,7 @@ def test_a_run_that_crashes_is_a_row_that_says_so(
         (["--data", "{tmp}/absent"], "absent"),
         (["--backbone", "resnet"], "--backbone: expected one of"),
         (["--out", "{tmp}"], "not empty, and no comparison"),
+        (["--epochs", "0"], "--epochs: expected a number above 0"),
         (["--epoch", "3"], "--epoch"),
     ],
 )
