@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from avfast.data import Batch
-from avfast.data.preparation import PreparedFrame
+from avfast.data.clips import PreparedFrame
 from avfast.data.windows import Window
 from avfast.evaluation import TINY, Thresholds, cells, runs
 from avfast.localization import Box, ClassResult, Event, Region, ScoredWindow, Segment

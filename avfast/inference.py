@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 import avfast
 from avfast.data import Batch, collate
+from avfast.data.clips import PreparedFrame, Settings, pack, prepare_frame, unpack
 from avfast.data.media import SAMPLE_RATE, declared_seconds, read_frames, sound_blocks
-from avfast.data.preparation import PreparedFrame, Settings, pack, prepare_frame, unpack
 from avfast.data.preview import Preview
 from avfast.data.shards import decode, encode_jpeg
 from avfast.data.windows import Window, cut

@@ -1,7 +1,7 @@
 """Prepare videos and their labels for training: frames, proposals and sound, packed into shards.
 
     python -m avfast.prepare clips --labels clips/labels.csv --out data
-    python -m avfast.prepare clips --labels clips/labels.csv --out data --workers 8 --proposals 200
+    python -m avfast.prepare films --labels films/labels.csv --out data --workers 8 --clip-seconds 10
     python -m avfast.prepare dcase --labels dcase/lists --format dcase2017 --out data
 
 labels.csv has the header 'clip,labels' and optional columns 'split' (train, val, test) and 'audio' (a wav
@@ -11,24 +11,35 @@ Clips without a split are divided 80/10/10 by a hash of their name. annotations.
 
 Every clip ends up as a row of OUT/manifest.csv: 'ok' (with what it lacks, where it lacks sound or picture),
 or 'skipped' with the reason. A run that was interrupted goes on where it stopped when the same command is
-given again.
+given again. A file that crashes its decoder, hangs or wants too much memory costs its own clip alone.
+
+With --clip-seconds N each file is cut into clips named FILE#START-END, and each clip has all labels of its
+file. What is left at a file's end makes a clip if it is at least half as long. Without it a file is one clip,
+and longer than an hour is skipped.
+
+The program exits with 0 when it has prepared what can be prepared, with 1 when clips were skipped by errors
+that it did not foresee, and with 2 when nothing could be done.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import joblib
 import tyro
 
 from avfast.cli import run
+from avfast.data.clips import UNEXPECTED, Outcome, Settings
 from avfast.data.labels import read_labels
-from avfast.data.preparation import MANIFEST, Settings, prepare
+from avfast.data.preparation import MANIFEST, MISSING, prepare
 from avfast.data.proposals import EdgeBoxesParameters
+from avfast.data.shards import SHARD_BYTES
+from avfast.engines import Engine, EngineName
 from avfast.errors import InputError
+from avfast.sandbox import Limits
 
 
 @dataclass
@@ -43,8 +54,22 @@ class Options:
     """Folder to make."""
     format: Literal["csv", "dcase2017"] = "csv"
     """How the labels are written."""
-    workers: int = field(default_factory=joblib.cpu_count)
-    """Processes; the result does not depend on it."""
+    workers: int | None = None
+    """Clips at once; by default one a core. The result does not depend on it."""
+    engine: EngineName = "loky"
+    """Where the work runs: loky is processes of this machine; ray and dask hand it to a cluster whose
+    machines see SOURCE and OUT under the same paths."""
+    engine_address: str | None = None
+    """Of a running Ray or Dask cluster; by default what RAY_ADDRESS or DASK_SCHEDULER_ADDRESS says, else a
+    cluster on this machine."""
+    clip_seconds: int | None = None
+    """Cut files into clips of this many seconds."""
+    clip_timeout: float = Limits.seconds
+    """Seconds after which a clip is given up."""
+    clip_memory: float = Limits.memory / 2**30
+    """GiB that a clip may take while it is prepared."""
+    shard_size: float = SHARD_BYTES / 2**20
+    """MiB of a shard, at most, unless one clip alone is larger."""
     fps: float = Settings.fps
     """Frames per second to keep."""
     long_side: int = Settings.long_side
@@ -62,20 +87,39 @@ class Options:
 def main(options: Options) -> None:
     """Run the program."""
     settings = _settings(options)
+    engine = Engine(options.engine, options.workers, options.engine_address)
+    limits = Limits(options.clip_timeout, int(options.clip_memory * 2**30))
     labels = read_labels(options.labels, options.source, options.format)
     edges = "a structured forest" if options.edge_model else "gradients"
-    print(f"{len(labels.clips)} clips, {options.workers} workers, OpenCV's EdgeBoxes on edges from {edges}")
-    outcomes = prepare(options.source, labels, options.out, settings, options.workers)
-    count = Counter(outcome.status for outcome in outcomes)
-    print(f"{options.out}: {count['ok']} clips prepared, {count['skipped']} skipped; see {MANIFEST}")
+    print(f"{len(labels.clips)} clips, {options.engine}, OpenCV's EdgeBoxes on edges from {edges}")
+    shard_bytes = int(options.shard_size * 2**20)
+    outcomes = prepare(options.source, labels, options.out, settings, engine, limits, shard_bytes)
+    print(f"{options.out}: {_summary(outcomes)}; see {MANIFEST}")
+    unexpected = [outcome for outcome in outcomes if outcome.reason.startswith(UNEXPECTED)]
+    if unexpected:
+        first = f"{unexpected[0].clip!r}: {unexpected[0].reason}"
+        print(
+            f"{len(unexpected)} CLIPS FAILED IN A WAY NOBODY FORESAW, please report: {first}", file=sys.stderr
+        )
+        sys.exit(1)
+
+
+def _summary(outcomes: Sequence[Outcome]) -> str:
+    skipped = [outcome.reason for outcome in outcomes if outcome.status == "skipped"]
+    missing = sum(reason.startswith(MISSING) for reason in skipped)
+    return (
+        f"{len(outcomes) - len(skipped)} clips prepared, {len(skipped)} skipped "
+        f"({missing} not there, {len(skipped) - missing} not usable)"
+    )
 
 
 def _settings(options: Options) -> Settings:
-    for name in ("workers", "fps", "long_side", "proposals", "min_box_area", "nms_iou"):
-        if not getattr(options, name) > 0:
-            raise InputError(
-                f"--{name.replace('_', '-')}: expected more than 0, got {getattr(options, name)}"
-            )
+    numbers = ("fps", "long_side", "proposals", "min_box_area", "nms_iou")
+    limits = ("workers", "clip_seconds", "clip_timeout", "clip_memory", "shard_size")
+    for name in numbers + limits:
+        value = getattr(options, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise InputError(f"--{name.replace('_', '-')}: expected more than 0, got {value}")
     if options.nms_iou > 1:
         raise InputError(f"--nms-iou: expected at most 1, got {options.nms_iou}")
     if options.edge_model is not None and not options.edge_model.is_file():
@@ -86,6 +130,7 @@ def _settings(options: Options) -> Settings:
         proposals=options.proposals,
         edge_boxes=EdgeBoxesParameters(beta=options.nms_iou, min_box_area=options.min_box_area),
         edge_model=options.edge_model,
+        clip_seconds=options.clip_seconds,
     )
 
 

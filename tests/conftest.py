@@ -64,6 +64,24 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_shards.make(tmp_path_factory.mktemp("tiny") / "shards")
 
 
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of small videos, good and bad; see preparing.make_source."""
+    import preparing
+
+    return preparing.make_source(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What one worker makes of the copies in ``source``."""
+    import preparing
+
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    preparing.job(source, preparing.copies_csv(folder), folder / "out")
+    return preparing.contents(folder / "out")
+
+
 def _cuda_works() -> bool:
     if not torch.cuda.is_available():
         return False

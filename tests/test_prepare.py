@@ -2,81 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
+import pickle
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import soundfile
-from media_maker import grey_frames, tone, write_media
+from preparing import COPIES, contents, copies_csv, job, labels_csv
 
-from avfast.data import preparation, shards
-from avfast.data.labels import Annotation, Annotations, annotations_csv, read_labels
+from avfast import sandbox
+from avfast.data import shards
+from avfast.data.clips import Outcome, Settings
+from avfast.data.labels import Annotation, Annotations, annotations_csv
 from avfast.data.logmel import VGGishLogMel
-from avfast.data.preparation import Outcome, Settings, prepare, read_manifest
-from avfast.data.proposals import EdgeBoxesParameters
+from avfast.data.preparation import read_manifest
 from avfast.data.shards import ShardDataset
+from avfast.engines import Engine
 from avfast.errors import InputError
 from avfast.prepare import Options, main
-
-SETTINGS = Settings(proposals=5, edge_boxes=EdgeBoxesParameters(min_box_area=200.0))
-COPIES = 20
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Good clips under several names, and clips that lack something or everything."""
-    folder = tmp_path_factory.mktemp("source")
-    frames = grey_frames(12)
-    for index, frame in enumerate(frames):
-        frame[10:40, 10 + index : 40 + index] = (200, 30, 90)
-    whole = write_media(folder / "whole.mp4", frames, sound=tone(440, 3, 16_000))
-    for index in range(COPIES):
-        shutil.copy(whole, folder / f"copy{index:02d}.mp4")
-    write_media(folder / "silent.mp4", frames)
-    soundfile.write(folder / "blind.wav", tone(300, 2, 22_050)[0], 22_050)
-    (folder / "empty.mp4").touch()
-    (folder / "garbage.mp4").write_bytes(bytes(range(256)) * 20)
-    (folder / "escape.mp4").symlink_to(write_media(folder.parent / "outside.mp4", frames))
-    return folder
-
-
-def labels_csv(folder: Path, *rows: str) -> Path:
-    path = folder / "labels.csv"
-    path.write_text("clip,labels,split,audio\n" + "".join(f"{row}\n" for row in rows))
-    return path
-
-
-def copies_csv(folder: Path) -> Path:
-    rows = (
-        f"copy{index:02d}.mp4,{'cat' if index % 3 else 'dog'},{'test' if index % 4 else 'train'},"
-        for index in range(COPIES)
-    )
-    return labels_csv(folder, *rows)
-
-
-def job(
-    source: Path, labels: Path, out: Path, settings: Settings = SETTINGS, workers: int = 1
-) -> list[Outcome]:
-    return prepare(source, read_labels(labels, source), out, settings, workers)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    job(source, copies_csv(folder), folder / "out")
-    return contents(folder / "out")
 
 
 def test_every_clip_is_accounted_for(source: Path, tmp_path: Path) -> None:
@@ -136,36 +81,8 @@ def test_what_training_sees(source: Path, tmp_path: Path) -> None:
 
 
 def test_workers_do_not_change_a_byte(source: Path, tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
-    job(source, copies_csv(tmp_path), tmp_path / "out", workers=2)
+    job(source, copies_csv(tmp_path), tmp_path / "out", engine=Engine(workers=2))
     assert contents(tmp_path / "out") == uninterrupted
-
-
-@contextlib.contextmanager
-def program(source: Path, labels: Path, out: Path, workers: int) -> Iterator[subprocess.Popen[bytes]]:
-    """``python -m avfast.prepare`` with the settings of these tests, in a process group of its own."""
-    command = [sys.executable, "-m", "avfast.prepare", source, "--labels", labels, "--out", out]
-    options = ["--workers", workers, "--proposals", 5, "--min-box-area", 200]
-    process = subprocess.Popen([str(part) for part in command + options], start_new_session=True)
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def test_kill_and_run_again(source: Path, tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
-    labels, out = copies_csv(tmp_path), tmp_path / "out"
-    with program(source, labels, out, workers=2):
-        deadline = time.monotonic() + 120
-        while len(list((out / ".staging").glob("*.tar"))) < 2 and time.monotonic() < deadline:
-            time.sleep(0.005)
-    survived = len(list((out / ".staging").glob("*.tar")))
-    assert 2 <= survived < COPIES
-    assert not (out / "index.json").exists()
-    with program(source, labels, out, workers=2) as again:
-        assert again.wait(timeout=120) == 0
-    assert contents(out) == uninterrupted
 
 
 class Killed(BaseException):
@@ -176,21 +93,21 @@ def test_only_what_is_missing_is_done_again(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict[str, bytes]
 ) -> None:
     labels, out = copies_csv(tmp_path), tmp_path / "out"
-    real, calls = preparation.prepare_clip, []
+    real, calls = sandbox.run, []
 
-    def prepare_some(task: preparation.Task, settings: Settings) -> Outcome:
+    def run_some(call: bytes, limits: sandbox.Limits) -> sandbox.Result:
         if len(calls) == 5:
             raise Killed
-        calls.append(task.clip.clip)
-        return real(task, settings)
+        calls.append(pickle.loads(call)[1][0].clip.clip)
+        return real(call, limits)
 
-    monkeypatch.setattr(preparation, "prepare_clip", prepare_some)
+    monkeypatch.setattr(sandbox, "run", run_some)
     with pytest.raises(Killed):
         job(source, labels, out)
     first = list(calls)
     calls.clear()
     monkeypatch.setattr(
-        preparation, "prepare_clip", lambda *task: calls.append(task[0].clip.clip) or real(*task)
+        sandbox, "run", lambda *call: calls.append(pickle.loads(call[0])[1][0].clip.clip) or real(*call)
     )
     job(source, labels, out)
     assert len(first) == 5
@@ -214,7 +131,7 @@ def test_killed_while_packing(
     with pytest.raises(Killed):
         job(source, labels, out)
     monkeypatch.setattr(shards, "write_shards", real)
-    monkeypatch.setattr(preparation, "prepare_clip", None)  # all clips are staged
+    monkeypatch.setattr(sandbox, "run", None)  # all clips are staged
     job(source, labels, out)
     assert contents(out) == uninterrupted
 
@@ -275,23 +192,6 @@ def test_nothing_could_be_prepared(source: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "index.json").exists()
 
 
-def test_one_bad_clip_does_not_end_the_job(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = preparation.read_frames
-
-    def read_frames(path: Path, *rest: float) -> object:
-        if path.name == "copy00.mp4":
-            raise RuntimeError("decoder bug")
-        return real(path, *rest)
-
-    monkeypatch.setattr(preparation, "read_frames", read_frames)
-    labels = labels_csv(tmp_path, "copy00.mp4,cat,train,", "copy01.mp4,cat,train,")
-    first, second = job(source, labels, tmp_path / "out")
-    assert first == Outcome("copy00.mp4", "skipped", "RuntimeError: decoder bug")
-    assert second.status == "ok"
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -315,6 +215,9 @@ def test_complaints(source: Path, tmp_path: Path, arguments: list[str], message:
     ("options", "message"),
     [
         ({"workers": 0}, "--workers: expected more than 0"),
+        ({"clip_seconds": 0}, "--clip-seconds: expected more than 0"),
+        ({"shard_size": float("nan")}, "--shard-size: expected more than 0, got nan"),
+        ({"engine_address": "here:1"}, "--engine-address: only --engine ray and --engine dask"),
         ({"nms_iou": 2.0}, "--nms-iou: expected at most 1"),
         ({"edge_model": Path("none.gz")}, r"none\.gz: no such file"),
     ],
@@ -330,7 +233,7 @@ def test_odd_clips(odd_clips: Path, tmp_path: Path) -> None:
     labels = labels_csv(tmp_path, *(f"{name},x,train," for name in names))
     outcomes = {
         o.clip: (o.status, o.reason)
-        for o in job(odd_clips, labels, tmp_path / "out", Settings(long_side=160), 2)
+        for o in job(odd_clips, labels, tmp_path / "out", Settings(long_side=160), Engine(workers=2))
     }
     assert outcomes == {
         "-video-with-dash-.mp4": ("ok", "no sound"),

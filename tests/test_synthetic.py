@@ -17,6 +17,7 @@ from avfast.data.preparation import prepare
 from avfast.data.proposals import propose
 from avfast.data.shards import ShardDataset
 from avfast.data.synthetic import CLASSES, SETTINGS, Clip, Sizes, generate, make_clip
+from avfast.engines import Engine
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +141,7 @@ def test_videos_go_the_way_of_real_videos(tmp_path: Path) -> None:
         assert np.abs(frame.image.astype(int) - original).mean() < 8
     sound = read_sound(path)[: len(clip.waveform)]
     assert np.corrcoef(sound, clip.waveform)[0, 1] > 0.9
-    outcomes = prepare(tmp_path / "toy", labels, tmp_path / "shards", SETTINGS, 1)
+    outcomes = prepare(tmp_path / "toy", labels, tmp_path / "shards", SETTINGS, Engine(workers=1))
     assert all(outcome.status == "ok" and not outcome.reason for outcome in outcomes)
     data = ShardDataset(tmp_path / "shards", "train", 96, 10, VGGishLogMel())
     assert data.classes == sorted({label for one in labels.clips for label in one.labels})

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avfast.data import shards
+from avfast.data.clips import Settings
 from avfast.data.files import write_text
 from avfast.data.labels import Annotation, Annotations, LabelledClip, annotations_csv
 from avfast.data.media import SAMPLE_RATE
-from avfast.data.preparation import Settings
 
 CLASSES = ("blue", "green", "red")
 COUNTS = {"train": 24, "val": 9, "test": 9}

@@ -19,6 +19,9 @@ from avfast.errors import InputError
 SAMPLE_RATE = 16_000
 """Hz; of every waveform in the package."""
 
+SAMPLE_RATES = range(1_000, 1_000_001)
+"""Hz; sound that declares another rate is damaged, and would swell when resampled."""
+
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".mpg", ".mpeg", ".ogv", ".3gp"}
 )
@@ -34,6 +37,8 @@ MAX_PIXELS = 100_000_000
 
 MAX_LEAD_SECONDS = 60.0
 """A sound track that starts later than this has damaged time stamps and is taken to start at 0."""
+
+_BLOCK_VALUES = 1 << 20  # samples of all channels that are read of a sound file at once
 
 _TIME_TOLERANCE = 1e-3  # seconds; time stamps are rounded to the container's clock
 
@@ -117,7 +122,8 @@ def sound_blocks(path: Path) -> Iterator[NDArray[np.float32]]:
         float32 [n]: pieces of what ``read_sound`` returns, one after the other; n varies.
 
     Raises:
-        InputError: When the file cannot be opened as media, or a sound file breaks off.
+        InputError: When the file cannot be opened as media, declares an impossible sample rate, or
+            is a sound file that breaks off.
     """
     blocks = _sound_file_blocks if path.suffix.lower() in SOUND_SUFFIXES else _track_blocks
     return map(_finite, blocks(path))
@@ -127,9 +133,12 @@ def _sound_file_blocks(path: Path) -> Iterator[NDArray[np.float32]]:
     _require_content(path)
     try:
         with soundfile.SoundFile(path) as file:
+            if file.samplerate not in SAMPLE_RATES:
+                raise InputError(f"{path}: declares a sample rate of {file.samplerate} Hz")
             resampler = soxr.ResampleStream(file.samplerate, SAMPLE_RATE, 1, dtype="float32")
-            for block in file.blocks(file.samplerate, dtype="float32", always_2d=True):
-                yield resampler.resample_chunk(block.mean(axis=1))
+            length = max(1, _BLOCK_VALUES // file.channels)
+            for block in file.blocks(length, dtype="float32", always_2d=True):
+                yield resampler.resample_chunk(_finite(block).mean(axis=1))
             yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
     except soundfile.LibsndfileError as error:
         raise InputError(f"{path}: cannot be read as sound: {error.error_string}") from error
@@ -142,6 +151,8 @@ def _track_blocks(path: Path) -> Iterator[NDArray[np.float32]]:
         resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
         origin, begun = _start_seconds(container), False
         for frame in _decode(container, container.streams.audio[0]):
+            if frame.sample_rate not in SAMPLE_RATES:
+                continue
             if not begun and frame.time is not None:
                 yield _silence(frame.time - origin)
             begun = True

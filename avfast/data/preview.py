@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from avfast.data import logmel
+from avfast.data.clips import PreparedFrame
 from avfast.data.media import SAMPLE_RATE
 from avfast.data.opencv import cv2
-from avfast.data.preparation import PreparedFrame
 from avfast.data.shards import decode_jpeg, encode_jpeg
 from avfast.data.windows import Window
 

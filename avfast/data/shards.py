@@ -326,7 +326,7 @@ def decode(
     """A clip's members as the model sees them.
 
     Args:
-        members: As ``preparation.pack`` makes them.
+        members: As ``clips.pack`` makes them.
         clip: Its name.
         target: [C], 1 for a label that it has, else 0.
         image_size: S; frames are stretched to S x S pixels.

@@ -30,13 +30,15 @@ from tqdm import tqdm
 
 from avfast.cli import run
 from avfast.data import toy_events
+from avfast.data.clips import Settings
 from avfast.data.files import atomic_write, exclusive, write_text
 from avfast.data.labels import SPLITS, Annotation, Annotations, annotations_csv, read_labels
 from avfast.data.media import SAMPLE_RATE
 from avfast.data.opencv import cv2
-from avfast.data.preparation import Settings, prepare
+from avfast.data.preparation import prepare
 from avfast.data.proposals import EdgeBoxesParameters
 from avfast.data.shards import INDEX
+from avfast.engines import Engine
 
 CLASSES = tuple(sorted(toy_events.SIGHTS))
 
@@ -133,7 +135,7 @@ def dataset(workers: int | None = None) -> Path:
             processes = workers or joblib.cpu_count()
             generate(root / "clips", Sizes(), seed=0, workers=processes)
             labels = read_labels(root / "clips" / "labels.csv", root / "clips")
-            prepare(root / "clips", labels, shards, SETTINGS, processes)
+            prepare(root / "clips", labels, shards, SETTINGS, Engine(workers=processes))
     return shards
 
 
