@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU: builds, tests, looks for wrong accesses and races. Results go to $1.
+# Everything that needs a GPU: builds, tests, looks for wrong accesses and races, measures. Results go to $1.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-build/gpu}
@@ -18,3 +18,6 @@ for tool in memcheck racecheck; do
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 1 \
     python -m pytest -m cuda -k 'not graph and not side_stream and not every_run' | tee "$out/$tool.txt"
 done
+
+# On CUDA a round is many calls: divide a time by its `calls`. `limit` is a copy of as many bytes.
+python -m pytest benchmarks -m cuda --benchmark-json "$out/benchmarks.json" | tee "$out/benchmarks.txt"

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import record
+from conftest import limit, on_devices, record
+from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from avfast.ops import reference, roi_pool
@@ -26,13 +27,17 @@ CASES: dict[str, Callable[..., Tensor] | None] = {
 }
 
 
-def inputs(shape: str) -> tuple[Tensor, Tensor]:
+def inputs(benchmark: BenchmarkFixture, shape: str, device: str) -> tuple[Tensor, Tensor]:
+    """Features and boxes; where nothing is timed, a twentieth of the boxes are check enough."""
     images, count = SHAPES[shape]
+    if benchmark.disabled and count > 1000:
+        images, count = images // 20, count // 20
     generator = torch.Generator().manual_seed(0)
     corners = torch.rand((2, count, 2), generator=generator) * 13 / SCALE
     boxes = torch.cat([corners.amin(0), corners.amax(0)], dim=1)
     index = torch.arange(count)[:, None] * images // count
-    return torch.randn((images, 256, 13, 13), generator=generator), torch.cat([index, boxes], dim=1)
+    features = torch.randn((images, 256, 13, 13), generator=generator)
+    return features.to(device), torch.cat([index, boxes], dim=1).to(device)
 
 
 def function_of(case: str) -> Callable[..., Tensor]:
@@ -42,31 +47,38 @@ def function_of(case: str) -> Callable[..., Tensor]:
     return function
 
 
+def group(device: str, what: str, shape: str) -> str:
+    return f"roi_pool {what} {shape}" + (" cuda" if device == "cuda" else "")
+
+
+@on_devices
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("case", [*CASES, "limit"])
-def test_forward(benchmark: pytest.FixtureRequest, case: str, shape: str) -> None:
-    benchmark.group = f"roi_pool forward {shape}"
-    x, boxes = inputs(shape)
+def test_forward(benchmark: BenchmarkFixture, case: str, shape: str, device: str) -> None:
+    benchmark.group = group(device, "forward", shape)
+    x, boxes = inputs(benchmark, shape, device)
     if case == "limit":
-        return record(benchmark, lambda: x.new_empty((len(boxes), 256, *POOLED)).fill_(1))
+        output = x.new_empty((len(boxes), x.shape[1], *POOLED))
+        return record(benchmark, limit(device, [output], x.nbytes), device)
     function = function_of(case)
     assert torch.equal(function(x, boxes, POOLED, SCALE), roi_pool(x, boxes, POOLED, SCALE))
-    return record(benchmark, lambda: function(x, boxes, POOLED, SCALE))
+    return record(benchmark, lambda: function(x, boxes, POOLED, SCALE), device)
 
 
+@on_devices
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("case", CASES)
-def test_forward_backward(benchmark: pytest.FixtureRequest, case: str, shape: str) -> None:
-    if case == "torch" and shape == "240x256x13 2400":
+def test_forward_backward(benchmark: BenchmarkFixture, case: str, shape: str, device: str) -> None:
+    if case == "torch" and SHAPES[shape][1] > 1000:
         pytest.skip("keeps tens of copies of an 88 MB output")
-    benchmark.group = f"roi_pool forward+backward {shape}"
+    benchmark.group = group(device, "forward+backward", shape)
     function = function_of(case)
-    x, boxes = inputs(shape)
+    x, boxes = inputs(benchmark, shape, device)
     x.requires_grad_()
-    grad = torch.randn((len(boxes), 256, *POOLED))
+    grad = torch.randn((len(boxes), x.shape[1], *POOLED), device=device)
 
     def step(f: Callable[..., Tensor] = function) -> Tensor:
         return torch.autograd.grad(f(x, boxes, POOLED, SCALE), x, grad)[0]
 
     torch.testing.assert_close(step(), step(roi_pool), rtol=1e-4, atol=1e-4)
-    record(benchmark, step)
+    record(benchmark, step, device)

@@ -24,17 +24,9 @@ HEADERS = sorted(
     [*(ROOT / "csrc").glob("**/*.h"), *(ROOT / "csrc").glob("**/*.cuh"), *EMULATION.glob("include/*.h")]
 )
 SANITIZERS = os.environ.get("AVFAST_EMULATION_SANITIZERS", "")  # e.g. address,undefined; preload libasan then
-FLAGS = [
-    "-std=c++17",
-    "-O1",
-    "-g",
-    "-fPIC",
-    "-fno-strict-aliasing",
-    "-Wall",
-    "-Wextra",
-    "-Wno-unknown-pragmas",
-]
-FLAGS += ["-g", "-fno-sanitize-recover=all", f"-fsanitize={SANITIZERS}"] if SANITIZERS else []
+FLAGS = ["-std=c++17", "-O1", "-g", "-fPIC", "-fno-strict-aliasing"]
+FLAGS += ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+FLAGS += ["-fno-sanitize-recover=all", f"-fsanitize={SANITIZERS}"] if SANITIZERS else []
 INCLUDES = [f"-I{EMULATION / 'include'}", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'cuda'}"]
 
 COMPILER = os.environ.get("CXX", "g++")

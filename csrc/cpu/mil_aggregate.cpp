@@ -10,6 +10,7 @@
 #include "cpu/memory.h"
 #include "cpu/simd/kernels.h"
 #include "dispatch.h"
+#include "mil_aggregate_checks.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -19,8 +20,8 @@ namespace avfast {
 namespace {
 
 // Rows [begin, end) of the flattened instances that make up bag `b`.
-struct Bags {
-  int64_t count, classes, dense_length;
+struct Bags : BagSizes {
+  int64_t dense_length;
   const int64_t* offsets;
 
   int64_t begin(int64_t b) const { return offsets ? offsets[b] : b * dense_length; }
@@ -28,45 +29,16 @@ struct Bags {
 };
 
 Bags read_bags(const TensorView& x, const TensorView& offsets) {
+  const BagSizes sizes = check_bags(x, offsets);
   check_contiguous(x);
-  if (offsets.numel() == 0) {
-    check_ndim(x, 3, "[B, P, C]");
-    return {x.shape[0], x.shape[2], x.shape[1], nullptr};
-  }
-  check_ndim(x, 2, "[N, C]");
-  check_ndim(offsets, 1, "[B + 1]");
-  check_dtype(offsets, {Dtype::kInt64});
-  check_contiguous(offsets);
-  check_same_device(offsets, x);
+  if (offsets.numel() == 0) return {sizes, x.shape[1], nullptr};
   const int64_t* o = offsets.ptr<int64_t>();
-  const int64_t count = offsets.shape[0] - 1;
-  bool valid = o[0] == 0 && o[count] == x.shape[0];
-  for (int64_t b = 0; b < count; ++b) valid = valid && o[b] <= o[b + 1];
+  bool valid = o[0] == 0 && o[sizes.count] == x.shape[0];
+  for (int64_t b = 0; b < sizes.count; ++b) valid = valid && o[b] <= o[b + 1];
   if (!valid)
     throw ValueError("offsets: expected bounds that start at 0, never decrease and end at " +
                      std::to_string(x.shape[0]) + ", the number of instances");
-  return {count, x.shape[1], 0, o};
-}
-
-void check_statistic(const TensorView& x, const Bags& bags, const TensorView& as, bool accumulated) {
-  check_shape(x, {bags.count, bags.classes}, "[B, C]");
-  if (accumulated)
-    check_dtype(x, {as.dtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32});
-  else
-    check_same_dtype(x, as);
-  check_contiguous(x);
-  check_same_device(x, as);
-}
-
-void check_instances(const TensorView& x, const TensorView& as) {
-  check_ndim(x, as.ndim, as.ndim == 3 ? "[B, P, C]" : "[N, C]");
-  for (int d = 0; d < as.ndim; ++d)
-    if (x.shape[d] != as.shape[d])
-      throw ValueError(std::string(x.name) + ": expected shape " + as.shape_string() + " as " + as.name + ", got " +
-                       x.shape_string());
-  check_same_dtype(x, as);
-  check_contiguous(x);
-  check_same_device(x, as);
+  return {sizes, 0, o};
 }
 
 // --- parts of bags -----------------------------------------------------------------------------------------------
@@ -191,10 +163,10 @@ void backward(const TensorView& grad_scores, const TensorView* grad_logits, cons
 void mil_aggregate_forward_cpu(const TensorView& output, const TensorView& peak, const TensorView& total,
                                const TensorView& scores, const TensorView& logits, const TensorView& offsets) {
   const Bags bags = read_bags(scores, offsets);
-  check_instances(logits, scores);
-  check_statistic(output, bags, scores, false);
-  check_statistic(peak, bags, scores, true);
-  check_statistic(total, bags, scores, true);
+  check_contiguous_instances(logits, scores);
+  check_contiguous_bag_values(output, bags, scores);
+  check_statistic(peak, bags, scores);
+  check_statistic(total, bags, scores);
   if (output.numel() == 0) return;
   dispatch_float_or_half<Half, BFloat16>(scores, [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -208,13 +180,13 @@ void mil_aggregate_backward_cpu(const TensorView& grad_scores, const TensorView&
                                 const TensorView& output, const TensorView& peak, const TensorView& total,
                                 const TensorView& offsets) {
   const Bags bags = read_bags(scores, offsets);
-  check_instances(logits, scores);
-  check_instances(grad_scores, scores);
-  check_instances(grad_logits, scores);
-  check_statistic(grad_output, bags, scores, false);
-  check_statistic(output, bags, scores, false);
-  check_statistic(peak, bags, scores, true);
-  check_statistic(total, bags, scores, true);
+  check_contiguous_instances(logits, scores);
+  check_contiguous_instances(grad_scores, scores);
+  check_contiguous_instances(grad_logits, scores);
+  check_contiguous_bag_values(grad_output, bags, scores);
+  check_contiguous_bag_values(output, bags, scores);
+  check_statistic(peak, bags, scores);
+  check_statistic(total, bags, scores);
   if (scores.numel() == 0) return;
   dispatch_float_or_half<Half, BFloat16>(scores, [&](auto tag) {
     backward<typename decltype(tag)::type>(grad_scores, &grad_logits, grad_output, logits, &scores, &output, peak,
@@ -225,9 +197,9 @@ void mil_aggregate_backward_cpu(const TensorView& grad_scores, const TensorView&
 void mil_logsumexp_forward_cpu(const TensorView& output, const TensorView& peak, const TensorView& total,
                                const TensorView& scores, const TensorView& offsets, double r) {
   const Bags bags = read_bags(scores, offsets);
-  check_statistic(output, bags, scores, false);
-  check_statistic(peak, bags, scores, true);
-  check_statistic(total, bags, scores, true);
+  check_contiguous_bag_values(output, bags, scores);
+  check_statistic(peak, bags, scores);
+  check_statistic(total, bags, scores);
   if (output.numel() == 0) return;
   dispatch_float_or_half<Half, BFloat16>(scores, [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -242,10 +214,10 @@ void mil_logsumexp_forward_cpu(const TensorView& output, const TensorView& peak,
 void mil_logsumexp_backward_cpu(const TensorView& grad_scores, const TensorView& grad_output, const TensorView& scores,
                                 const TensorView& peak, const TensorView& total, const TensorView& offsets, double r) {
   const Bags bags = read_bags(scores, offsets);
-  check_instances(grad_scores, scores);
-  check_statistic(grad_output, bags, scores, false);
-  check_statistic(peak, bags, scores, true);
-  check_statistic(total, bags, scores, true);
+  check_contiguous_instances(grad_scores, scores);
+  check_contiguous_bag_values(grad_output, bags, scores);
+  check_statistic(peak, bags, scores);
+  check_statistic(total, bags, scores);
   if (scores.numel() == 0) return;
   dispatch_float_or_half<Half, BFloat16>(scores, [&](auto tag) {
     backward<typename decltype(tag)::type>(grad_scores, nullptr, grad_output, scores, nullptr, nullptr, peak, total,

@@ -1,4 +1,4 @@
-// RoI max pooling on the CPU: checks, bins, and the tiles that threads share.
+// RoI max pooling on the CPU: bins, and the tiles that threads share.
 #include "roi_pool.h"
 
 #include <algorithm>
@@ -10,6 +10,7 @@
 #include "cpu/simd/kernels.h"
 #include "dispatch.h"
 #include "roi_pool_bins.h"
+#include "roi_pool_checks.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -234,51 +235,11 @@ void backward(const TensorView& grad_input, const TensorView& grad_output, const
                 kernels.gradient_scratch_bytes(block, cells, bins), run);
 }
 
-// --- checks ------------------------------------------------------------------------------------------------------
-
-void check_layout(const TensorView& x, const TensorView& as) {
-  if (!(as.is_contiguous() && x.is_contiguous()) && !(as.is_channels_last() && x.is_channels_last()))
-    throw ValueError(std::string(x.name) + ": expected a contiguous or channels_last tensor, and the same as " +
-                     as.name);
-}
-
-void check_boxes(const TensorView& boxes, const TensorView& as) {
-  check_ndim(boxes, 2, "[K, 5]");
-  check_shape(boxes, {boxes.shape[0], 5}, "[K, 5]");
-  check_dtype(boxes, {Dtype::kFloat32, Dtype::kFloat64});
-  check_contiguous(boxes);
-  check_same_device(boxes, as);
-}
-
-// `map` is the features or their gradient, `pooled` the output or its gradient.
-void check_pair(const TensorView& map, const TensorView& pooled, const TensorView& boxes) {
-  check_ndim(map, 4, "[N, C, H, W]");
-  check_ndim(pooled, 4, "[K, C, PH, PW]");
-  check_boxes(boxes, map);
-  check_shape(pooled, {boxes.shape[0], map.shape[1], pooled.shape[2], pooled.shape[3]}, "[K, C, PH, PW]");
-  if (pooled.shape[2] < 1 || pooled.shape[3] < 1)
-    throw ValueError(std::string(pooled.name) + ": expected at least one bin, got " + pooled.shape_string());
-  if (map.shape[2] * map.shape[3] >= INT32_MAX)
-    throw ValueError(std::string(map.name) + ": expected fewer than 2^31 - 1 cells, got " + map.shape_string());
-  check_same_dtype(pooled, map);
-  check_same_device(pooled, map);
-  check_layout(map, map);
-  check_layout(pooled, map);
-}
-
-void check_winner(const TensorView& winner, const TensorView& pooled, const TensorView& map) {
-  check_shape(winner, {pooled.shape[0], pooled.shape[1], pooled.shape[2], pooled.shape[3]}, "[K, C, PH, PW]");
-  check_dtype(winner, {winner_dtype(map.shape[2], map.shape[3])});
-  check_layout(winner, map);
-  check_same_device(winner, map);
-}
-
 }  // namespace
 
 void roi_pool_forward_cpu(const TensorView& output, const TensorView& winner, const TensorView& input,
                           const TensorView& boxes, double spatial_scale) {
-  check_pair(input, output, boxes);
-  if (winner.ndim != 1 || winner.numel() != 0) check_winner(winner, output, input);
+  check_roi_pool(input, output, winner, boxes, false);
   dispatch_float_or_half<Half, BFloat16>(input, [&](auto t) {
     dispatch_float(boxes, [&](auto b) {
       forward<typename decltype(t)::type, typename decltype(b)::type>(output, winner, input, boxes, spatial_scale);
@@ -288,8 +249,7 @@ void roi_pool_forward_cpu(const TensorView& output, const TensorView& winner, co
 
 void roi_pool_backward_cpu(const TensorView& grad_input, const TensorView& grad_output, const TensorView& winner,
                            const TensorView& boxes, double /* the winners say it all */) {
-  check_pair(grad_input, grad_output, boxes);
-  check_winner(winner, grad_output, grad_input);
+  check_roi_pool(grad_input, grad_output, winner, boxes, true);
   dispatch_float_or_half<Half, BFloat16>(grad_input, [&](auto t) {
     dispatch_float(boxes, [&](auto b) {
       backward<typename decltype(t)::type, typename decltype(b)::type>(grad_input, grad_output, winner, boxes);

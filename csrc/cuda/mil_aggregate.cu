@@ -3,7 +3,7 @@
 
 #include "dispatch.h"
 #include "launch.cuh"
-#include "mil_aggregate.h"
+#include "mil_aggregate_checks.h"
 #include "scalar.cuh"
 
 namespace avfast {
@@ -17,8 +17,8 @@ struct Rows {
 };
 
 // The bags: dense, `rows` = B * P of them in equal lengths, or ragged, cut by offsets [B + 1].
-struct Bags {
-  int64_t count, classes, rows, dense_length;
+struct Bags : BagSizes {
+  int64_t rows, dense_length;
   const int64_t* offsets;  // null for dense
 
   // Offsets cannot be checked without waiting for the device, so they are clamped: wrong ones give wrong
@@ -295,48 +295,12 @@ __global__ void __launch_bounds__(kThreads, 1)
 // --- launchers -------------------------------------------------------------------------------------------------
 
 Bags read_bags(const TensorView& x, const TensorView& offsets) {
-  if (offsets.numel() == 0) {
-    check_ndim(x, 3, "[B, P, C]");
-    return {x.shape[0], x.shape[2], x.shape[0] * x.shape[1], x.shape[1], nullptr};
-  }
-  check_ndim(x, 2, "[N, C]");
-  check_ndim(offsets, 1, "[B + 1]");
-  check_dtype(offsets, {Dtype::kInt64});
-  check_contiguous(offsets);
-  check_same_device(offsets, x);
-  const int64_t count = offsets.shape[0] - 1;
-  if (count == 0 && x.shape[0] != 0)
+  const BagSizes sizes = check_bags(x, offsets);
+  if (offsets.numel() == 0) return {sizes, x.shape[0] * x.shape[1], x.shape[1], nullptr};
+  if (sizes.count == 0 && x.shape[0] != 0)
     throw ValueError("offsets: expected bounds that end at " + std::to_string(x.shape[0]) +
                      ", the number of instances, got those of no bag");
-  return {count, x.shape[1], x.shape[0], 0, offsets.ptr<int64_t>()};
-}
-
-void check_instances(const TensorView& x, const TensorView& as) {
-  check_ndim(x, as.ndim, as.ndim == 3 ? "[B, P, C]" : "[N, C]");
-  for (int d = 0; d < as.ndim; ++d)
-    if (x.shape[d] != as.shape[d])
-      throw ValueError(std::string(x.name) + ": expected shape " + as.shape_string() + " as " + as.name + ", got " +
-                       x.shape_string());
-  check_same_dtype(x, as);
-  check_same_device(x, as);
-}
-
-void check_gradient(const TensorView& x, const TensorView& as) {
-  check_instances(x, as);
-  check_contiguous(x);
-}
-
-void check_bag_values(const TensorView& x, const Bags& bags, const TensorView& as) {
-  check_shape(x, {bags.count, bags.classes}, "[B, C]");
-  check_same_dtype(x, as);
-  check_same_device(x, as);
-}
-
-void check_statistic(const TensorView& x, const Bags& bags, const TensorView& as) {
-  check_shape(x, {bags.count, bags.classes}, "[B, C]");
-  check_dtype(x, {as.dtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32});
-  check_contiguous(x);
-  check_same_device(x, as);
+  return {sizes, x.shape[0], 0, offsets.ptr<int64_t>()};
 }
 
 template <typename T>
@@ -401,8 +365,7 @@ void mil_aggregate_forward_cuda(const TensorView& output, const TensorView& peak
                                 void* stream) {
   const Bags bags = read_bags(scores, offsets);
   check_instances(logits, scores);
-  check_bag_values(output, bags, scores);
-  check_contiguous(output);
+  check_contiguous_bag_values(output, bags, scores);
   check_statistic(peak, bags, scores);
   check_statistic(total, bags, scores);
   const DeviceGuard guard(scores);
@@ -422,11 +385,10 @@ void mil_aggregate_backward_cuda(const TensorView& grad_scores, const TensorView
                                  const TensorView& offsets, void* stream) {
   const Bags bags = read_bags(scores, offsets);
   check_instances(logits, scores);
-  check_gradient(grad_scores, scores);
-  check_gradient(grad_logits, scores);
+  check_contiguous_instances(grad_scores, scores);
+  check_contiguous_instances(grad_logits, scores);
   check_bag_values(grad_output, bags, scores);
-  check_bag_values(output, bags, scores);
-  check_contiguous(output);
+  check_contiguous_bag_values(output, bags, scores);
   check_statistic(peak, bags, scores);
   check_statistic(total, bags, scores);
   const DeviceGuard guard(scores);
@@ -444,8 +406,7 @@ void mil_aggregate_backward_cuda(const TensorView& grad_scores, const TensorView
 void mil_logsumexp_forward_cuda(const TensorView& output, const TensorView& peak, const TensorView& total,
                                 const TensorView& scores, const TensorView& offsets, double r, void* stream) {
   const Bags bags = read_bags(scores, offsets);
-  check_bag_values(output, bags, scores);
-  check_contiguous(output);
+  check_contiguous_bag_values(output, bags, scores);
   check_statistic(peak, bags, scores);
   check_statistic(total, bags, scores);
   const DeviceGuard guard(scores);
@@ -463,7 +424,7 @@ void mil_logsumexp_backward_cuda(const TensorView& grad_scores, const TensorView
                                  const TensorView& peak, const TensorView& total, const TensorView& offsets, double r,
                                  void* stream) {
   const Bags bags = read_bags(scores, offsets);
-  check_gradient(grad_scores, scores);
+  check_contiguous_instances(grad_scores, scores);
   check_bag_values(grad_output, bags, scores);
   check_statistic(peak, bags, scores);
   check_statistic(total, bags, scores);

@@ -3,6 +3,7 @@
 #include "launch.cuh"
 #include "roi_pool.h"
 #include "roi_pool_boxes.cuh"
+#include "roi_pool_checks.h"
 #include "scalar.cuh"
 
 namespace avfast {
@@ -353,38 +354,13 @@ __global__ void roi_pool_backward_kernel(T* grad_input, const T* grad_output, Wi
 // Blocks that keep every multiprocessor busy: below this, work is cut more finely.
 int64_t busy_blocks() { return 4 * static_cast<int64_t>(device_attribute(cudaDevAttrMultiProcessorCount)); }
 
-void check_layout(const TensorView& x, const TensorView& as) {
-  if (!(as.is_contiguous() && x.is_contiguous()) && !(as.is_channels_last() && x.is_channels_last()))
-    throw ValueError(std::string(x.name) + ": expected a contiguous or channels_last tensor, and the same as " +
-                     as.name);
-}
-
-// `map` is [N, C, H, W], `pooled` [K, C, PH, PW]: input and output, or their gradients.
+// Kernels count the elements of one box in 32 bits.
 void check_arguments(const TensorView& map, const TensorView& pooled, const TensorView& winner, const TensorView& boxes,
                      bool needs_winner) {
-  check_ndim(map, 4, "[N, C, H, W]");
-  check_ndim(boxes, 2, "[K, 5]");
-  check_shape(boxes, {boxes.shape[0], 5}, "[K, 5]");
-  check_dtype(boxes, {Dtype::kFloat32, Dtype::kFloat64});
-  check_contiguous(boxes);
-  check_same_device(boxes, map);
-  check_ndim(pooled, 4, "[K, C, PH, PW]");
-  check_shape(pooled, {boxes.shape[0], map.shape[1], pooled.shape[2], pooled.shape[3]}, "[K, C, PH, PW]");
-  check_same_dtype(pooled, map);
-  check_same_device(pooled, map);
-  check_layout(map, map);
-  check_layout(pooled, map);
-  constexpr int64_t kLimit = std::numeric_limits<int32_t>::max();
-  if (map.shape[2] * map.shape[3] > kLimit)
-    throw ValueError(std::string(map.name) + ": expected a map of fewer than 2^31 cells, got " + map.shape_string());
-  if (map.shape[1] * pooled.shape[2] * pooled.shape[3] > kLimit)
+  check_roi_pool(map, pooled, winner, boxes, needs_winner);
+  if (map.shape[1] * pooled.shape[2] * pooled.shape[3] > std::numeric_limits<int32_t>::max())
     throw ValueError(std::string(pooled.name) + ": expected fewer than 2^31 elements a box, got " +
                      pooled.shape_string());
-  if (!needs_winner && winner.numel() == 0) return;
-  check_shape(winner, {pooled.shape[0], pooled.shape[1], pooled.shape[2], pooled.shape[3]}, "[K, C, PH, PW]");
-  check_dtype(winner, {winner_dtype(map.shape[2], map.shape[3])});
-  check_same_device(winner, map);
-  check_layout(winner, pooled);
 }
 
 Boxes read_boxes(const TensorView& map, const TensorView& pooled, const TensorView& boxes, double spatial_scale) {
