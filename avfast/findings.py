@@ -12,11 +12,11 @@ from avfast.data.clips import PreparedFrame
 from avfast.data.windows import Window
 from avfast.evaluation import TINY, Thresholds, cells, runs
 from avfast.localization import Box, ClassResult, Event, Region, ScoredWindow, Segment
-from avfast.metrics import BoolArray, FloatArray, iou
+from avfast.metrics import BoolArray, FloatArray, ratio
 from avfast.models import Output
 from avfast.report.colours import class_colour
 
-SAME_PLACE = 0.5  # IoU from which a lesser region of a class says nothing that a better one does not
+SAME_PLACE = 0.5  # share of the smaller of two regions inside the other from which they are one thing
 
 
 class Findings:
@@ -172,9 +172,15 @@ def _apart(scores: FloatArray, boxes: FloatArray, least: float, count: int) -> l
     for index in np.argsort(-scores, kind="stable").tolist():
         if len(kept) == count or (kept and scores[index] < least):
             break
-        if all(iou(boxes[index], boxes[other]) < SAME_PLACE for other in kept):
+        if all(_shared(boxes[index], boxes[other]) < SAME_PLACE for other in kept):
             kept.append(index)
     return kept
+
+
+def _shared(a: FloatArray, b: FloatArray) -> float:
+    """Intersection of two xyxy boxes over the area of the smaller."""
+    width, height = (np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])).clip(min=0).tolist()
+    return ratio(width * height, min(float(np.prod(box[2:] - box[:2])) for box in (a, b)))
 
 
 def _box(values: FloatArray) -> Box:

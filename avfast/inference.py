@@ -104,7 +104,9 @@ class Localizer:
         source = _Source(path, self.settings, proposals="visual" in self.trained.thresholds.views)
         findings, preview = self._findings(regions_per_frame), Preview()
         total = math.ceil(length) if length is not None else None
-        with tqdm(total=total, desc=path.name, unit="s", disable=None if progress else True) as bar:
+        with tqdm(
+            total=total, desc=readable(Path(path.name)), unit="s", disable=None if progress else True
+        ) as bar:
             for window in cut(source.frames(), source.sound(), self.clip_seconds, hop, 1 / self.settings.fps):
                 findings.add(window, *self._score(window))
                 preview.add(window)
@@ -160,6 +162,11 @@ class Localizer:
         return Run(str(self.folder.resolve()), config["model"]["system"], config["seed"], versions, config)
 
 
+def readable(path: Path) -> str:
+    """A path as text that can be written anywhere, whatever bytes the file system holds."""
+    return os.fsencode(path).decode(errors="replace")
+
+
 class _Source:
     """One file as two streams, and what reading them to their ends tells of it."""
 
@@ -203,8 +210,8 @@ def _facts(
     sound_seconds = samples / SAMPLE_RATE
     shown = frame_times[-1] + 1 / settings.fps if frame_times else 0.0
     return Video(
-        name=path.name,
-        path=str(path.resolve()),
+        name=readable(Path(path.name)),
+        path=readable(path.resolve()),
         seconds=round(max(shown, sound_seconds), 6),
         width=size[0],
         height=size[1],

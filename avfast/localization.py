@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right as bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,6 +85,20 @@ class ClassResult:
     """By time; all of them."""
     events: list[Event]
     """By time."""
+
+    def seen(self) -> list[Region]:
+        """The regions that make up the visual events, by time, then best first."""
+        spans = [(event.start, event.end) for event in self.events if event.modality == "visual"]
+        starts = [start for start, _ in spans]
+        least = self.view_thresholds.get("visual", 0.0)
+        return [
+            region
+            for region in self.regions
+            if region.score >= least
+            and region.score > 0
+            and (index := bisect(starts, region.time)) > 0
+            and region.time <= spans[index - 1][1]
+        ]
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class Preview:
 
     def _add_frame(self, frame: PreparedFrame) -> None:
         if self._frames % self.frame_stride == 0:
-            self.thumbnails.append(Thumbnail(frame.time, _shrink(frame.jpeg)))
+            self.thumbnails.append(Thumbnail(round(frame.time, 6), _shrink(frame.jpeg)))
         self._frames += 1
         if len(self.thumbnails) > MAX_THUMBNAILS:
             self.thumbnails = self.thumbnails[::2]
