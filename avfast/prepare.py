@@ -3,11 +3,17 @@
     python -m avfast.prepare clips --labels clips/labels.csv --out data
     python -m avfast.prepare films --labels films/labels.csv --out data --workers 8 --clip-seconds 10
     python -m avfast.prepare dcase --labels dcase/lists --format dcase2017 --out data
+    python -m avfast.prepare audioset --labels audioset/lists --format audioset --out data
 
 labels.csv has the header 'clip,labels' and optional columns 'split' (train, val, test) and 'audio' (a wav
 or flac file in place of the clip's own sound). 'clip' is a path under SOURCE; labels are separated by ';'.
 Clips without a split are divided 80/10/10 by a hash of their name. annotations.csv beside it
 ('clip,modality,class,start,end,x1,y1,x2,y2') is ground truth for evaluation and is kept with the shards.
+
+With --format dcase2017 and --format audioset the lists are read as they are published. A clip's file lies
+anywhere under SOURCE and is found by its name: for 30 s to 40 s of the video ID that is ID_30.000_40.000,
+ID_30000_40000, ID_30_40, ID_000030 or ID, each also with a Y in front. Clips that no longer exist are skipped
+and counted. AudioSet has no validation split: a tenth of its training segments makes one.
 
 Every clip ends up as a row of OUT/manifest.csv: 'ok' (with what it lacks, where it lacks sound or picture),
 or 'skipped' with the reason. A run that was interrupted goes on where it stopped when the same command is
@@ -33,7 +39,7 @@ import tyro
 
 from avfast.cli import run
 from avfast.data.clips import UNEXPECTED, Outcome, Settings
-from avfast.data.labels import read_labels
+from avfast.data.label_lists import read_labels
 from avfast.data.preparation import MANIFEST, MISSING, prepare
 from avfast.data.proposals import EdgeBoxesParameters
 from avfast.data.shards import SHARD_BYTES
@@ -49,10 +55,10 @@ class Options:
     source: tyro.conf.Positional[Path]
     """Folder of the videos."""
     labels: Path
-    """labels.csv; with --format dcase2017 the folder of the challenge's lists."""
+    """labels.csv; with --format dcase2017 or audioset the folder of the published lists."""
     out: Path
     """Folder to make."""
-    format: Literal["csv", "dcase2017"] = "csv"
+    format: Literal["csv", "dcase2017", "audioset"] = "csv"
     """How the labels are written."""
     workers: int | None = None
     """Clips at once; by default one a core. The result does not depend on it."""

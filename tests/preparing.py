@@ -15,7 +15,7 @@ import soundfile
 from media_maker import grey_frames, tone, write_media
 
 from avfast.data.clips import Outcome, Settings
-from avfast.data.labels import read_labels
+from avfast.data.label_lists import read_labels
 from avfast.data.preparation import prepare
 from avfast.data.proposals import EdgeBoxesParameters
 from avfast.engines import Engine

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from avfast import cli, compare, comparison, metrics
 from avfast.comparison import BOTH, PICTURE, SOUND, Result, Run
-from avfast.data.labels import DCASE2017_CLASSES
+from avfast.data.label_lists import DCASE2017_CLASSES
 from avfast.errors import InputError
 from avfast.report import comparison as report
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from avfast.data.label_lists import DCASE2017_CLASSES, read_labels
 from avfast.data.labels import (
-    DCASE2017_CLASSES,
     SPLITS,
     Annotation,
     Annotations,
@@ -19,7 +20,6 @@ from avfast.data.labels import (
     annotations_csv,
     hash_split,
     read_annotations,
-    read_labels,
 )
 from avfast.errors import InputError
 
@@ -201,6 +201,100 @@ def test_real_dcase2017_lists(dcase_lists: Path, tmp_path: Path) -> None:
     assert {row.label for row in found.annotations.rows} == set(DCASE2017_CLASSES)
     listed = (dcase_lists / "groundtruth_weak_label_training_set.csv").read_text().splitlines()
     assert tuple(dict.fromkeys(line.split("\t")[3] for line in listed)) == DCASE2017_CLASSES
+
+
+AUDIOSET = """# Segments csv created Sun Mar  5 10:54:31 2017
+# num_ytids=3, num_segs=3, num_unique_labels=3, num_positive_labels=4
+# YTID, start_seconds, end_seconds, positive_labels
+"""
+
+
+def audioset_folder(tmp_path: Path, balanced: str = "") -> Path:
+    folder = tmp_path / "lists"
+    folder.mkdir(exist_ok=True)
+    (folder / "class_labels_indices.csv").write_text(
+        'index,mid,display_name\n0,/m/09x0r,"Speech"\n1,/m/05zppz,"Male speech, man speaking"\n'
+        '2,/t/dd00003,"Dog"\n'
+    )
+    rows = balanced or '--PJHxphWEs, 30.000, 40.000, "/m/05zppz,/m/09x0r"\n_a-b, 0.000, 7.500, "/t/dd00003"\n'
+    (folder / "balanced_train_segments.csv").write_text(AUDIOSET + rows)
+    (folder / "eval_segments.csv").write_text(AUDIOSET + 'eval_1, 4.000, 14.000, "/m/09x0r"\n')
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["ab_c_30.000_40.000", "Yab_c_30.000_40.000", "ab_c_30000_40000", "ab_c_30_40", "ab_c_000030", "ab_c"],
+)
+def test_names_of_downloaded_segments(tmp_path: Path, name: str) -> None:
+    source = tmp_path / "media"
+    (source / "deep").mkdir(parents=True)
+    for other in (f"deep/{name}.mp4", "ab_c_90.000_100.000.mp4", "c_30.000_40.000.mp4"):
+        (source / other).touch()
+    folder = audioset_folder(tmp_path, 'ab_c, 30.000, 40.000, "/m/09x0r"\n')
+    assert read_labels(folder, source, "audioset").clips[0].clip == f"deep/{name}.mp4"
+
+
+def test_audioset(tmp_path: Path) -> None:
+    found = read_labels(audioset_folder(tmp_path), tmp_path, "audioset")
+    assert found.classes == ("Speech", "Male speech, man speaking", "Dog")  # the official order
+    assert found.annotations is None
+    assert found.clips == (
+        LabelledClip("--PJHxphWEs_30.000_40.000", ("Male speech, man speaking", "Speech"), "train"),
+        LabelledClip("_a-b_0.000_7.500", ("Dog",), "train"),
+        LabelledClip("eval_1_4.000_14.000", ("Speech",), "test"),
+    )
+    rows = "".join(f'v{index}, 0.000, 10.000, "/m/09x0r"\n' for index in range(1000))
+    splits = Counter(
+        clip.split for clip in read_labels(audioset_folder(tmp_path, rows), tmp_path, "audioset").clips
+    )
+    assert splits["test"] == 1
+    assert splits["val"] / 1000 == pytest.approx(0.1, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        ('a, 0.000, 10.000, "/m/none"\n', r"'/m/none' is not in class_labels_indices\.csv"),
+        ('a, 0.000, "/m/09x0r"\n', "line 4: expected video, start, end and labels"),
+        ('a, x, 10.000, "/m/09x0r"\n', "line 4: start is 'x'; expected a number"),
+        ('a, 0.000, 10.000, "/m/09x0r\n', "not CSV"),
+    ],
+)
+def test_audioset_complaints(tmp_path: Path, rows: str, complaint: str) -> None:
+    with pytest.raises(InputError, match=rf"balanced_train_segments\.csv, .*{complaint}"):
+        read_labels(audioset_folder(tmp_path, rows), tmp_path, "audioset")
+
+
+def test_audioset_without_lists(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"class_labels_indices\.csv: no such file"):
+        read_labels(tmp_path, tmp_path, "audioset")
+    folder = audioset_folder(tmp_path)
+    for name in ("balanced_train", "eval"):
+        (folder / f"{name}_segments.csv").unlink()
+    with pytest.raises(
+        InputError, match=r"found no segments of AudioSet; expected one of balanced_train_seg"
+    ):
+        read_labels(folder, tmp_path, "audioset")
+
+
+def test_real_lists_of_dcase_in_audioset_form(dcase_lists: Path, tmp_path: Path) -> None:
+    """The challenge's own lists of segments, with MIDs, read as AudioSet's are: the same clips and labels."""
+    mids: dict[str, str] = {}
+    weak = read_labels(dcase_lists, tmp_path, "dcase2017")
+    folder = tmp_path / "lists"
+    folder.mkdir()
+    lines = []
+    for video, start, end, _, codes in csv.reader((dcase_lists / "testing_set.csv").open(newline="")):
+        lines.append(f'{video}, {start}, {end}, "{codes}"\n')
+        mids |= dict.fromkeys(codes.split(","), "")
+    table = "".join(f"{index},{mid},{mid}\n" for index, mid in enumerate(mids))
+    (folder / "class_labels_indices.csv").write_text("index,mid,display_name\n" + table)
+    (folder / "eval_segments.csv").write_text(AUDIOSET + "".join(lines))
+    found = read_labels(folder, tmp_path, "audioset")
+    counts = {clip.clip.removesuffix(".wav"): len(clip.labels) for clip in weak.clips if clip.split == "val"}
+    assert {clip.clip: len(clip.labels) for clip in found.clips} == counts
+    assert len(found.classes) == 17
 
 
 def test_real_labels(real_clips: Path) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from avfast.data import synthetic, toy_events
-from avfast.data.labels import SPLITS, read_labels
+from avfast.data.label_lists import read_labels
+from avfast.data.labels import SPLITS
 from avfast.data.logmel import VGGishLogMel
 from avfast.data.media import SAMPLE_RATE, read_frames, read_sound
 from avfast.data.preparation import prepare

@@ -6,11 +6,10 @@ import csv
 import hashlib
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from avfast.data.media import SOUND_SUFFIXES, VIDEO_SUFFIXES
 from avfast.errors import InputError
 
 SPLITS = ("train", "val", "test")
@@ -18,29 +17,6 @@ MODALITIES = ("visual", "audio")
 
 TRAIN_SHARE, VAL_SHARE = 0.8, 0.1
 """Of the clips whose split is not given; the rest is for the test."""
-
-DCASE2017_CLASSES = (
-    "Train horn",
-    "Air horn, truck horn",
-    "Car alarm",
-    "Reversing beeps",
-    "Bicycle",
-    "Skateboard",
-    "Ambulance (siren)",
-    "Fire engine, fire truck (siren)",
-    "Civil defense siren",
-    "Police car (siren)",
-    "Screaming",
-    "Car",
-    "Car passing by",
-    "Bus",
-    "Truck",
-    "Motorcycle",
-    "Train",
-)
-"""The 17 classes of DCASE 2017 task 4, in the order of its lists."""
-
-DCASE2017_SPLITS = {"training": "train", "testing": "val", "evaluation": "test"}
 
 _ANNOTATION_COLUMNS = ("clip", "modality", "class", "start", "end", "x1", "y1", "x2", "y2")
 
@@ -114,23 +90,6 @@ class Labels:
     """None where the lists come without ground truth."""
 
 
-def read_labels(path: Path, source: Path, format: str = "csv") -> Labels:
-    """Read the list of clips and what is known about them.
-
-    Args:
-        path: What the format asks for: a file, or a folder of lists.
-        source: Folder of the media files.
-        format: A key of ``FORMATS``.
-
-    Returns:
-        The clips that the lists name, whether or not their files exist.
-
-    Raises:
-        InputError: When the lists cannot be read or contradict themselves.
-    """
-    return FORMATS[format](path, source)
-
-
 def read_csv(path: Path, source: Path) -> Labels:
     """Read ``labels.csv``, and ``annotations.csv`` where it lies beside it.
 
@@ -138,7 +97,7 @@ def read_csv(path: Path, source: Path) -> Labels:
     ``;`` and sorted to give the classes. A clip without a split gets one by ``hash_split``.
     """
     clips: dict[str, LabelledClip] = {}
-    for line, row in _rows(path, required=("clip", "labels"), optional=("split", "audio")):
+    for line, row in csv_rows(path, required=("clip", "labels"), optional=("split", "audio")):
         clip = _labelled_clip(row, where=f"{path}, line {line}")
         if clip.clip in clips:
             raise InputError(f"{path}, line {line}: {clip.clip!r} is listed twice; give each clip one row")
@@ -152,38 +111,6 @@ def read_csv(path: Path, source: Path) -> Labels:
         clips=tuple(clips[name] for name in sorted(clips)),
         annotations=read_annotations(annotations) if annotations.is_file() else None,
     )
-
-
-def read_dcase2017(folder: Path, source: Path) -> Labels:
-    """Read the lists of DCASE 2017 task 4 from their folder.
-
-    ``groundtruth_weak_label_{training,testing,evaluation}_set.csv`` become the splits train, val and test;
-    the intervals of ``groundtruth_strong_label_*`` become annotations. A list names ``ID_START_END.wav``;
-    the clip is the file under ``source`` with this stem, with or without the letter Y that the challenge's
-    scripts put in front, a video rather than a sound file where there are both.
-    """
-    media = _media_by_stem(source)
-    labels: dict[str, set[str]] = {}
-    splits: dict[str, str] = {}
-    for name, split in DCASE2017_SPLITS.items():
-        path = folder / f"groundtruth_weak_label_{name}_set.csv"
-        for line, (file, _, _, label) in _dcase_rows(path):
-            if splits.setdefault(file, split) != split:
-                raise InputError(f"{path}, line {line}: {file!r} is also in the list for {splits[file]}")
-            labels.setdefault(file, set()).add(label)
-    if not labels:
-        raise InputError(f"{folder}: found no groundtruth_weak_label_*_set.csv of DCASE 2017 task 4")
-    clips = [
-        LabelledClip(_dcase_clip(file, media), tuple(sorted(labels[file])), splits[file]) for file in labels
-    ]
-    return Labels(
-        classes=DCASE2017_CLASSES,
-        clips=tuple(sorted(clips, key=lambda clip: clip.clip)),
-        annotations=_dcase_annotations(folder, media),
-    )
-
-
-FORMATS: dict[str, Callable[[Path, Path], Labels]] = {"csv": read_csv, "dcase2017": read_dcase2017}
 
 
 def hash_split(clip: str) -> str:
@@ -202,7 +129,7 @@ def read_annotations(path: Path) -> Annotations:
     Raises:
         InputError: Naming the line, when a row cannot be understood.
     """
-    rows = _rows(path, required=_ANNOTATION_COLUMNS, optional=())
+    rows = csv_rows(path, required=_ANNOTATION_COLUMNS, optional=())
     return Annotations(tuple(_annotation(row, where=f"{path}, line {line}") for line, row in rows))
 
 
@@ -216,12 +143,12 @@ def annotations_csv(annotations: Annotations) -> str:
     return text.getvalue()
 
 
-def _rows(
+def csv_rows(
     path: Path, required: Iterable[str], optional: Iterable[str]
 ) -> Iterator[tuple[int, Mapping[str, str]]]:
     """Rows of a CSV file with a header, each with the number of its last line; blank lines do not count."""
     required, known = tuple(required), {*required, *optional}
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
         header = [name.strip() for name in reader.fieldnames or ()]
         missing = [name for name in required if name not in header]
@@ -241,7 +168,12 @@ def _rows(
         raise InputError(f"{path}, line {reader.line_num}: not CSV: {error}") from error
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A list as text.
+
+    Raises:
+        InputError: When it is missing or not UTF-8.
+    """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
@@ -265,18 +197,19 @@ def _annotation(row: Mapping[str, str], where: str) -> Annotation:
     modality = row["modality"].strip()
     if modality not in MODALITIES:
         raise InputError(f"{where}: unknown modality {modality!r}; expected one of {', '.join(MODALITIES)}")
-    start, end = (_number(row, name, where) for name in ("start", "end"))
+    start, end = (parse_number(row, name, where) for name in ("start", "end"))
     if end < start:
         raise InputError(f"{where}: the end {end:g} lies before the start {start:g}")
     corners = ("x1", "y1", "x2", "y2")
     boxed = modality == "visual" and any(row[name].strip() for name in corners)
-    box = tuple(_number(row, name, where) for name in corners) if boxed else None
+    box = tuple(parse_number(row, name, where) for name in corners) if boxed else None
     if box is not None and (box[2] <= box[0] or box[3] <= box[1]):
         raise InputError(f"{where}: the box {box} is empty; expected x1 < x2 and y1 < y2")
     return Annotation(row["clip"].strip(), modality, row["class"].strip(), start, end, box)  # type: ignore[arg-type]
 
 
-def _number(row: Mapping[str, str], column: str, where: str) -> float:
+def parse_number(row: Mapping[str, str], column: str, where: str) -> float:
+    """A column of a row as a finite number; ``where`` is what an error names."""
     try:
         value = float(row[column])
     except ValueError:
@@ -284,39 +217,3 @@ def _number(row: Mapping[str, str], column: str, where: str) -> float:
     if not math.isfinite(value):
         raise InputError(f"{where}: {column} is {row[column]!r}; expected a number")
     return value
-
-
-def _media_by_stem(source: Path) -> dict[str, str]:
-    """Path under ``source`` of each media file by its stem; a video hides a sound file of the same stem."""
-    files = (path for path in source.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES | SOUND_SUFFIXES)
-    ranked = sorted(files, key=lambda path: (path.suffix.lower() in VIDEO_SUFFIXES, path.as_posix()))
-    return {path.stem: path.relative_to(source).as_posix() for path in ranked}
-
-
-def _dcase_clip(file: str, media: Mapping[str, str]) -> str:
-    stem = file.removesuffix(".wav")
-    return media.get(stem) or media.get(f"Y{stem}") or file
-
-
-def _dcase_annotations(folder: Path, media: Mapping[str, str]) -> Annotations | None:
-    rows: list[Annotation] = []
-    for name in DCASE2017_SPLITS:
-        for _, (file, start, end, label) in _dcase_rows(folder / f"groundtruth_strong_label_{name}_set.csv"):
-            if end > start:
-                rows.append(Annotation(_dcase_clip(file, media), "audio", label, start, end, None))
-    return Annotations(tuple(rows)) if rows else None
-
-
-def _dcase_rows(path: Path) -> Iterator[tuple[int, tuple[str, float, float, str]]]:
-    """(file, start, end, label) of each line of a list; nothing where the list is absent."""
-    if not path.is_file():
-        return
-    for line, text in enumerate(_text(path).splitlines(), start=1):
-        fields = [field.strip() for field in text.split("\t")]
-        if len(fields) == 1:  # a blank line, or a file without events
-            continue
-        where = f"{path}, line {line}"
-        if len(fields) != 4 or fields[3] not in DCASE2017_CLASSES:
-            raise InputError(f"{where}: expected file, start, end and class, separated by tabs, got {text!r}")
-        times = dict(zip(("start", "end"), fields[1:3], strict=True))
-        yield line, (fields[0], _number(times, "start", where), _number(times, "end", where), fields[3])

@@ -50,7 +50,7 @@ def prepare(
 
     Args:
         source: Folder of the media files.
-        labels: The clips, from ``read_labels``.
+        labels: The clips, from ``label_lists.read_labels``.
         out: Folder to make; may hold the unfinished work of the same call.
         settings: How to prepare a clip.
         engine: Where the work runs.

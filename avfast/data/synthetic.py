@@ -32,7 +32,8 @@ from avfast.cli import run
 from avfast.data import toy_events
 from avfast.data.clips import Settings
 from avfast.data.files import atomic_write, exclusive, write_text
-from avfast.data.labels import SPLITS, Annotation, Annotations, annotations_csv, read_labels
+from avfast.data.label_lists import read_labels
+from avfast.data.labels import SPLITS, Annotation, Annotations, annotations_csv
 from avfast.data.media import SAMPLE_RATE
 from avfast.data.opencv import cv2
 from avfast.data.preparation import prepare

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from avfast.data.files import write_json, write_text
-from avfast.data.labels import DCASE2017_CLASSES
+from avfast.data.label_lists import DCASE2017_CLASSES
 from avfast.report.colours import INK, PALETTE, PAPER
 from avfast.report.figure import save
 
