@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from avfast.conv_maps import ConvMaps
 from avfast.data import Batch, Sample
+from avfast.errors import InputError
 from avfast.models import System
 
 
@@ -54,9 +56,15 @@ class CachedRegions:
     before.
     """
 
-    def __init__(self, model: System, budget: Budget) -> None:
+    def __init__(self, model: System, budget: Budget, maps: ConvMaps | None = None) -> None:
+        """Args:
+        model: With frozen conv layers, or nothing is kept.
+        budget: What ``kept`` may take.
+        maps: Conv maps on disk that take the place of the frames.
+        """
         self.model = model
         self.budget = budget
+        self.maps = maps
         self.kept: dict[str, Tensor] = {}
 
     def __call__(self, batch: Batch) -> Tensor | None:
@@ -70,25 +78,27 @@ class CachedRegions:
         """
         if not self.model.frozen_regions:
             return None
-        bounds = batch.region_offsets.tolist()
-        bags = zip(batch.clips, pairwise(bounds), strict=True)
-        return torch.cat([self._pooled(clip, batch, *bag) for clip, bag in bags])
+        bags, frames = pairwise(batch.region_offsets.tolist()), pairwise(batch.frame_offsets.tolist())
+        clips = zip(batch.clips, bags, frames, strict=True)
+        return torch.cat([self._pooled(batch, clip, slice(*bag), slice(*rows)) for clip, bag, rows in clips])
 
-    def _pooled(self, clip: str, batch: Batch, start: int, stop: int) -> Tensor:
+    def _pooled(self, batch: Batch, clip: str, bag: slice, rows: slice) -> Tensor:
         if clip not in self.kept:
-            pooled = self._compute(batch, batch.rois[start:stop])
+            pooled = self._compute(batch, clip, bag, rows)
             if not self.budget.take(_bytes(pooled)):
                 return pooled
             self.kept[clip] = pooled.cpu()
         return self.kept[clip].to(batch.rois.device)
 
-    def _compute(self, batch: Batch, rois: Tensor) -> Tensor:
-        if not len(rois):
-            return self.model.pool_regions(batch.frames[:0], rois)
-        rows = rois[:, 0].long()
-        first, last = int(rows.min()), int(rows.max())
-        shifted = torch.cat([rois[:, :1] - first, rois[:, 1:]], dim=1)
-        return self.model.pool_regions(batch.frames[first : last + 1], shifted)
+    def _compute(self, batch: Batch, clip: str, bag: slice, rows: slice) -> Tensor:
+        rois = batch.rois[bag]
+        own = torch.cat([rois[:, :1] - rows.start, rois[:, 1:]], dim=1)
+        if self.maps is None:
+            return self.model.pool_regions(batch.frames[rows], own)
+        maps = self.maps.read(clip).to(rois.device)
+        if len(maps) != rows.stop - rows.start:
+            raise InputError(f"{self.maps.folder}: the conv maps of {clip!r} are not those of its frames")
+        return self.model.pool_regions(maps, own).float()
 
 
 def _size(sample: Sample) -> int:

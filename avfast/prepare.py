@@ -4,6 +4,7 @@
     python -m avfast.prepare films --labels films/labels.csv --out data --workers 8 --clip-seconds 10
     python -m avfast.prepare dcase --labels dcase/lists --format dcase2017 --out data
     python -m avfast.prepare audioset --labels audioset/lists --format audioset --out data
+    python -m avfast.prepare clips --labels clips/labels.csv --out data --cache-features efficientnet-lite0
 
 labels.csv has the header 'clip,labels' and optional columns 'split' (train, val, test) and 'audio' (a wav
 or flac file in place of the clip's own sound). 'clip' is a path under SOURCE; labels are separated by ';'.
@@ -38,6 +39,7 @@ from typing import Literal
 import tyro
 
 from avfast.cli import run
+from avfast.conv_maps import store
 from avfast.data.clips import UNEXPECTED, Outcome, Settings
 from avfast.data.label_lists import read_labels
 from avfast.data.preparation import MANIFEST, MISSING, prepare
@@ -88,6 +90,13 @@ class Options:
     """IoU above which the lesser of two proposals is dropped; lower it for few, different boxes."""
     edge_model: Path | None = None
     """Model file of OpenCV's structured edge forest; without it, edges are image gradients."""
+    cache_features: str | None = None
+    """Also store the conv maps of this backbone (efficientnet-lite0, alexnet or vgg16) in float16, to train
+    with frozen conv layers. Can be given for a folder that is prepared already."""
+    visual_weights: str | None = None
+    """Weights of --cache-features, as avfast.train takes them."""
+    image_size: int | None = None
+    """Side that --cache-features stretches frames to, in pixels. Default: what suits the backbone."""
 
 
 def main(options: Options) -> None:
@@ -101,6 +110,9 @@ def main(options: Options) -> None:
     shard_bytes = int(options.shard_size * 2**20)
     outcomes = prepare(options.source, labels, options.out, settings, engine, limits, shard_bytes)
     print(f"{options.out}: {_summary(outcomes)}; see {MANIFEST}")
+    if options.cache_features is not None:
+        maps = store(options.out, options.cache_features, options.visual_weights, options.image_size)
+        print(f"{maps.folder}: conv maps stored")
     unexpected = [outcome for outcome in outcomes if outcome.reason.startswith(UNEXPECTED)]
     if unexpected:
         first = f"{unexpected[0].clip!r}: {unexpected[0].reason}"
@@ -120,6 +132,8 @@ def _summary(outcomes: Sequence[Outcome]) -> str:
 
 
 def _settings(options: Options) -> Settings:
+    if options.cache_features is None and (options.visual_weights or options.image_size):
+        raise InputError("--visual-weights and --image-size go with --cache-features")
     numbers = ("fps", "long_side", "proposals", "min_box_area", "nms_iou")
     limits = ("workers", "clip_seconds", "clip_timeout", "clip_memory", "shard_size")
     for name in numbers + limits:

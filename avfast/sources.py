@@ -79,13 +79,14 @@ def feature_backbones(source: DataSource, system: str) -> dict[str, Any]:
     return {"backbone": "features", "audio_backbone": "features", **dims}
 
 
-def open_split(source: DataSource, split: str, config: ModelConfig) -> ClipDataset:
+def open_split(source: DataSource, split: str, config: ModelConfig, pictures: bool = True) -> ClipDataset:
     """The clips of one split as a system takes them.
 
     Args:
         source: Where they are; the embedded default is made on first use.
         split: ``train``, ``val`` or ``test``.
         config: Decides image size, regions per frame and audio front end.
+        pictures: Whether frames are decoded; not needed with cached conv maps.
 
     Raises:
         InputError: The folder holds no shards or features, or the split no clip.
@@ -96,4 +97,4 @@ def open_split(source: DataSource, split: str, config: ModelConfig) -> ClipDatas
         raise InputError("the backbone features learns from --features, not from pictures and sound")
     root = source if source is not None else synthetic.dataset()
     front_end = SYSTEMS[config.system].new_front_end(config)
-    return ShardDataset(root, split, config.image_size, config.proposals, front_end)
+    return ShardDataset(root, split, config.image_size, config.proposals, front_end, pictures)

@@ -19,7 +19,9 @@ import numpy as np
 import torch
 
 import avfast
+from avfast import conv_maps
 from avfast.cli import run
+from avfast.conv_maps import ConvMaps
 from avfast.data.features import FeatureBags
 from avfast.data.files import TEMPORARY_PREFIX
 from avfast.errors import InputError
@@ -113,7 +115,9 @@ def main(options: Options) -> None:
     config = model_config(options, data)
     recipe = training_recipe(options, config)
     check_folder(options.out, options.resume)
-    splits = {split: open_split(data, split, config) for split in ("train", "val", "test")}
+    maps = cached_maps(options, data, config, recipe)
+    pictures = {"train": maps is None, "val": maps is None, "test": True}
+    splits = {split: open_split(data, split, config, seen) for split, seen in pictures.items()}
     counts = ", ".join(f"{len(dataset)} {split}" for split, dataset in splits.items())
     print(f"avfast {avfast.__version__}: {ops}; {counts} clips, {len(splits['train'].classes)} classes")
     for split, dataset in splits.items():
@@ -121,7 +125,7 @@ def main(options: Options) -> None:
             count, example = len(dataset.absent), dataset.absent[0]
             print(f"left out: {count} {split} clips without features, such as {example}")
     model = new_model(options, config, len(splits["train"].classes)).to(device)
-    trainer = Trainer(options, recipe, model, splits["train"], splits["val"], device)
+    trainer = Trainer(options, recipe, model, splits["train"], splits["val"], device, maps)
     trainer.train()
     draw_curves(trainer.log.lines(), options.out / "curves.png")
     trained = load_best(options.out, device)
@@ -185,6 +189,19 @@ def check_folder(folder: Path, resume: bool) -> None:
     files = folder.iterdir() if folder.is_dir() and not resume else ()
     if any(not path.name.startswith(TEMPORARY_PREFIX) for path in files):
         raise InputError(f"{folder}: not empty; go on with --resume, or choose another --out")
+
+
+def cached_maps(options: Options, data: DataSource, config: ModelConfig, recipe: Recipe) -> ConvMaps | None:
+    """The conv maps to read in place of frames, if there are any."""
+    maps = conv_maps.find(data, config) if options.cached_features and isinstance(data, Path) else None
+    if maps is not None:
+        if recipe.flip:
+            raise InputError(
+                f"--flip: mirrors pictures, but {maps.folder} holds their conv maps; leave one out "
+                "(the maps by --no-cached-features)"
+            )
+        print(f"regions are read from {maps.folder}")
+    return maps
 
 
 def new_model(options: Options, config: ModelConfig, classes: int) -> System:

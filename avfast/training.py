@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from avfast import checkpoint, sources
 from avfast.cache import Budget, CachedDataset, CachedRegions
+from avfast.conv_maps import ConvMaps
 from avfast.data import Batch, Sample
 from avfast.data.features import CLIP_SECONDS
 from avfast.data.files import write_json
@@ -123,6 +124,8 @@ class RunOptions:
     """Processes that read clips; 0 reads in the training process, which then keeps clips in memory."""
     cache_gib: float = 2.0
     """Memory for clips and for regions of frozen conv layers, in GiB; the rest is made anew each time."""
+    cached_features: bool = True
+    """Read regions from the conv maps that avfast.prepare --cache-features stored, where there are some."""
     log_every: int = 10
     """Steps from one line in metrics.jsonl to the next."""
     save_every: int = 100
@@ -168,6 +171,7 @@ class Trainer:
         train: ClipDataset,
         val: ClipDataset,
         device: torch.device,
+        maps: ConvMaps | None = None,
     ) -> None:
         """Set up a run, or go back to where it was.
 
@@ -178,15 +182,17 @@ class Trainer:
             train: The clips to learn from.
             val: The clips to validate on.
             device: Where to compute.
+            maps: Conv maps that take the place of the clips' frames.
 
         Raises:
-            InputError: The run to resume was started in another way, or cannot be read.
+            InputError: The maps are of another model, or the run to resume was started in another way or
+                cannot be read.
         """
         self.options, self.recipe, self.model, self.device = options, recipe, model, device
         self.classes = list(train.classes)
         self.labels = train.labels()
         budget = Budget(int(options.cache_gib * GIB))
-        self.regions_of = CachedRegions(model, budget)
+        self.regions_of = CachedRegions(model, budget, maps)
         keep = options.workers == 0  # a worker's memory is its own
         self.train_set = CachedDataset(train, budget) if keep else train
         self.val_set = CachedDataset(val, budget) if keep else val
@@ -209,7 +215,10 @@ class Trainer:
         self.progress = Progress()
         if options.resume:
             self.restore()
-        else:
+        visual = getattr(model, "visual", None)
+        if maps is not None and visual is not None:
+            maps.check(train.root, visual)
+        if not options.resume:
             options.out.mkdir(parents=True, exist_ok=True)
             model.fit_statistics(self.all_of(self.train_set))
             self.save()  # first of all files, so that a run that is killed at once can be resumed

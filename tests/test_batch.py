@@ -63,5 +63,5 @@ def test_to_moves_every_tensor() -> None:
     assert isinstance(batch, Batch)
     assert batch.clips == ["clip"]
     tensors = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
-    assert len(tensors) == 10
+    assert len(tensors) == 11
     assert all(tensor.is_meta for tensor in tensors)

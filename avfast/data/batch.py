@@ -17,7 +17,8 @@ class Sample:
     clip: str
     """The clip's name."""
     frames: Tensor
-    """uint8 [F, 3, S, S], RGB, stretched to the image size; or float [F, D, h, w], feature maps."""
+    """uint8 [F, 3, S, S], RGB, stretched to the image size; or float [F, D, h, w], feature maps; or uint8
+    [0, 3, S, S] where only regions of them are to be had, from cached conv maps."""
     frame_times: Tensor
     """float32 [F], seconds."""
     boxes: Tensor
@@ -43,7 +44,8 @@ class Batch:
     clips: list[str]
     """B names."""
     frames: Tensor
-    """uint8 [F, 3, S, S], the frames of all clips; or float [F, D, h, w], feature maps."""
+    """uint8 [F, 3, S, S], the frames of all clips; or float [F, D, h, w], feature maps; or empty, as in
+    ``Sample``."""
     rois: Tensor
     """float32 [R, 5]: row of ``frames``, then xyxy in pixels of the stretched frame."""
     region_offsets: Tensor
@@ -62,6 +64,8 @@ class Batch:
     """float32 [A, 2], seconds."""
     targets: Tensor
     """float32 [B, C] in {0, 1}."""
+    frame_offsets: Tensor
+    """int64 [B + 1], bounds of the clips in the rows that ``rois`` names."""
 
     @property
     def size(self) -> int:
@@ -97,9 +101,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """
     if not samples:
         raise ValueError("collate: expected at least one sample, got none")
-    frame_counts = [len(sample.frames) for sample in samples]
-    first_frames = _offsets(frame_counts)[:-1]
-    rows = [sample.box_frames + first for sample, first in zip(samples, first_frames, strict=True)]
+    frame_offsets = _offsets([len(sample.frame_times) for sample in samples])
+    rows = [sample.box_frames + first for sample, first in zip(samples, frame_offsets[:-1], strict=True)]
     boxes = torch.cat([sample.boxes for sample in samples])
     return Batch(
         clips=[sample.clip for sample in samples],
@@ -113,6 +116,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         segment_offsets=_offsets([len(sample.audio) for sample in samples]),
         segments=torch.cat([sample.segments for sample in samples]),
         targets=torch.stack([sample.target for sample in samples]),
+        frame_offsets=frame_offsets,
     )
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import statistics
+import struct
 import tarfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,6 +42,9 @@ PROPOSAL_COLUMNS = ("frame", "x1", "y1", "x2", "y2", "score")
 """Of the member float32 [R, 6]; pixels of the JPEG; by frame, then best first."""
 
 JPEG_QUALITY = 95
+
+JPEG_MARKER = b"\xff"
+JPEG_FRAME_HEADERS = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
 
 SHARD_BYTES = 256 << 20
 """A shard is closed before it grows beyond this, unless one clip alone is larger."""
@@ -211,6 +215,7 @@ class ShardDataset(Dataset[Sample]):
         image_size: int,
         proposals: int,
         front_end: FrontEnd,
+        pictures: bool = True,
     ) -> None:
         """Open a folder of shards.
 
@@ -220,6 +225,7 @@ class ShardDataset(Dataset[Sample]):
             image_size: S; frames are stretched to S x S pixels.
             proposals: Boxes to keep of each frame, the best ones, at most as many as were prepared.
             front_end: Turns a clip's sound into audio instances.
+            pictures: Whether frames are decoded; without, samples have regions but no frames.
 
         Raises:
             InputError: When ``root`` is no such folder, or has no clip in ``split``.
@@ -236,6 +242,7 @@ class ShardDataset(Dataset[Sample]):
         self.image_size = image_size
         self.proposals = proposals
         self.front_end = front_end
+        self.pictures = pictures
 
     def __len__(self) -> int:
         """How many clips the split has."""
@@ -257,6 +264,7 @@ class ShardDataset(Dataset[Sample]):
                 self.image_size,
                 self.proposals,
                 self.front_end,
+                self.pictures,
             )
         except (ValueError, KeyError, cv2.error, soundfile.SoundFileError) as error:
             raise self._damaged(entry, str(error)) from error
@@ -322,6 +330,7 @@ def decode(
     image_size: int,
     proposals: int,
     front_end: FrontEnd,
+    pictures: bool = True,
 ) -> Sample:
     """A clip's members as the model sees them.
 
@@ -332,14 +341,17 @@ def decode(
         image_size: S; frames are stretched to S x S pixels.
         proposals: Boxes to keep of each frame, the best ones.
         front_end: Turns its sound into audio instances.
+        pictures: Whether to decode the frames.
 
     Raises:
         ValueError, KeyError, cv2.error, SoundFileError: The members are damaged.
     """
     facts = json.loads(members[FACTS])
     times = facts["frame_times"]
-    images = [decode_jpeg(members[frame_member(index)]) for index in range(len(times))]
-    boxes, box_frames, objectness = _regions(members, images, image_size, proposals)
+    pictured = [members[frame_member(index)] for index in range(len(times))]
+    images = [decode_jpeg(data) for data in pictured] if pictures else []
+    sizes = [_jpeg_size(data) for data in pictured]
+    boxes, box_frames, objectness = _regions(members, sizes, image_size, proposals)
     waveform = decode_sound(members[SOUND]) if SOUND in members else np.zeros(0, np.float32)
     audio = front_end(torch.from_numpy(waveform))
     return Sample(
@@ -356,6 +368,17 @@ def decode(
     )
 
 
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    """(width, height) from the frame header, so that pictures need not be decoded for it."""
+    place = 2  # after the start-of-image marker
+    while data[place : place + 1] == JPEG_MARKER:
+        if data[place + 1] in JPEG_FRAME_HEADERS:
+            height, width = struct.unpack_from(">HH", data, place + 5)
+            return width, height
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    raise ValueError("a frame is not a JPEG")
+
+
 def _frames(images: Sequence[NDArray[np.uint8]], side: int) -> Tensor:
     frames = np.zeros((len(images), side, side, 3), np.uint8)
     for frame, image in zip(frames, images, strict=True):
@@ -365,18 +388,18 @@ def _frames(images: Sequence[NDArray[np.uint8]], side: int) -> Tensor:
 
 
 def _regions(
-    members: Members, images: Sequence[NDArray[np.uint8]], side: int, proposals: int
+    members: Members, sizes: Sequence[tuple[int, int]], side: int, proposals: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes in the stretched frames, their frames, their scores: the best of each frame."""
-    if not images:
+    if not sizes:
         return torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0)
     table = np.load(io.BytesIO(members[PROPOSALS]), allow_pickle=False)
     rows = table[:, 0].astype(np.int64)
     rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
     table, rows = table[rank < proposals], rows[rank < proposals]
-    sizes = np.array([(image.shape[1], image.shape[0]) * 2 for image in images], np.float32)
+    corners = np.array([size * 2 for size in sizes], np.float32)
     return (
-        torch.from_numpy(table[:, 1:5] * (side / sizes[rows])),
+        torch.from_numpy(table[:, 1:5] * (side / corners[rows])),
         torch.from_numpy(rows),
         torch.from_numpy(table[:, 5].copy()),
     )
