@@ -24,23 +24,9 @@ from avfast.errors import InputError
 from avfast.findings import Findings
 from avfast.localization import Localization, Run, Sampling, Video
 from avfast.models import Output
-from avfast.runs import Trained, load_best, pick_device
+from avfast.runs import Trained
 
 REGIONS_PER_FRAME = 3
-
-
-def load(run: str | os.PathLike[str], device: str = "auto", edge_model: Path | None = None) -> Localizer:
-    """Read a trained run, to use it from Python.
-
-    Args:
-        run: The folder that ``avfast.train`` wrote.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        edge_model: OpenCV's structured edge forest, if the run's data was prepared with one.
-
-    Raises:
-        InputError: The folder holds no run that can be used.
-    """
-    return Localizer(Path(run), load_best(Path(run), pick_device(device)[0]), edge_model)
 
 
 class Localizer:

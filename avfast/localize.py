@@ -1,7 +1,7 @@
 """Localise events in videos: where in the picture, when in the sound, of any length, straight from the files.
 
     python -m avfast.localize runs/first video.mp4 --out found
-    python -m avfast.localize runs/first videos/*.mp4 --out found --width 1920
+    python -m avfast.localize runs/first videos/*.mp4 --out found --video
     python -m avfast.localize runs/first lecture.mkv --out found --hop 10 --frames
 
 For each video, DIR gets
@@ -11,6 +11,7 @@ For each video, DIR gets
     STEM.png           frames, scores of regions, spectrogram and scores of sound on one time axis
     STEM.coco.json     the regions of the events, for annotation tools
     STEM.audacity.txt  the events in the sound, as a label track
+    STEM.mp4           with --video: the video with boxes and scores drawn in, and its sound
 
 Files of another video are never replaced: a second video of the same stem becomes STEM-2. A video that cannot
 be used is named, the others are still done, and the exit code is 2.
@@ -36,6 +37,7 @@ from avfast.inference import REGIONS_PER_FRAME, Localizer, readable
 from avfast.localization import Localization
 from avfast.report.exports import audacity_labels, coco_json, events_csv, frame_name
 from avfast.report.figures import WIDTH, save_overview
+from avfast.report.overlay import draw_video
 from avfast.runs import load_best, pick_device
 
 SUFFIXES = (".json", ".csv", ".png", ".coco.json", ".audacity.txt", ".mp4", ".frames")
@@ -52,6 +54,8 @@ class Options:
     """Videos, or files of sound alone."""
     out: Path
     """Folder for the results."""
+    video: bool = False
+    """Also write the video with boxes and scores drawn in, where there is picture."""
     frames: bool = False
     """Also write the sampled frames at full size, as STEM.coco.json names them."""
     hop: float | None = None
@@ -122,6 +126,8 @@ def localize(localizer: Localizer, video: Path, options: Options) -> str:
     save_overview(result, place.with_name(f"{stem}.png"), options.width)
     if options.frames:
         write_frames(video, result, place.with_name(f"{stem}.frames"))
+    if options.video and result.video.frame_times:
+        draw_video(video, result, place.with_name(f"{stem}.mp4"))
     return summary_line(result, stem)
 
 

@@ -10,11 +10,13 @@ import pytest
 import tiny_shards
 import torch
 
-from avfast import evaluation, inference, train
+import avfast
+from avfast import evaluation, train
 from avfast.data.labels import SPLITS, read_labels
 from avfast.data.preparation import Settings, prepare
 from avfast.data.proposals import EdgeBoxesParameters
 from avfast.engines import Engine
+from avfast.inference import Localizer
 from avfast.runs import load_batches, load_best
 from avfast.sources import open_split
 
@@ -61,11 +63,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def localizer(run: Path) -> inference.Localizer:
-    return inference.load(run, "cpu")
+def localizer(run: Path) -> Localizer:
+    return avfast.load(run, "cpu")
 
 
-def test_a_clip_gets_the_scores_and_events_of_evaluation(run: Path, localizer: inference.Localizer) -> None:
+def test_a_clip_gets_the_scores_and_events_of_evaluation(run: Path, localizer: Localizer) -> None:
     device = torch.device("cpu")
     trained = load_best(run, device)
     dataset = open_split(run.parent / "shards", "test", trained.model.config)

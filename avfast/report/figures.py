@@ -33,6 +33,9 @@ CONNECTOR = 0.1  # share of the strip's height
 ROWS = 8
 """Classes shown, at least, where the run has as many; those that are present are all shown."""
 
+STRIP_ROWS = 6
+"""Classes at most in the strip below a video."""
+
 BINS = 2000
 """Of a heat map over time; a bin shows the highest score in it."""
 
@@ -86,6 +89,34 @@ def draw_overview(result: Localization, width: int = WIDTH) -> Figure:
     return figure
 
 
+def strip_figure(result: Localization, width: int) -> tuple[Figure, tuple[float, float]]:
+    """Scores alone, of the classes that were found: what runs below a video.
+
+    Args:
+        result: What was found.
+        width: In pixels.
+
+    Returns:
+        The figure, and where in it, in pixels from the left, the time axis begins and ends.
+    """
+    panels = [
+        (draw, rows)
+        for draw, rows in ((draw_regions, "regions"), (draw_segments, "segments"))
+        if any(getattr(entry, rows) for entry in result.classes)
+    ]
+    classes = shown_classes(result, 1)[:STRIP_ROWS]
+    inches, panel = width / DPI, len(classes) * ROW_HEIGHT
+    height = len(panels) * (panel + GAP) + 0.2
+    figure = Figure(figsize=(inches, height), dpi=DPI)
+    inner = inches - MARGIN_LEFT - MARGIN_RIGHT
+    for index, (draw, _) in enumerate(panels):
+        bottom = height - (index + 1) * (panel + GAP) + 0.12
+        axes = figure.add_axes((MARGIN_LEFT / inches, bottom / height, inner / inches, panel / height))
+        draw(axes, result, classes)
+        axes.tick_params(labelbottom=index == len(panels) - 1)
+    return figure, (MARGIN_LEFT * DPI, (inches - MARGIN_RIGHT) * DPI)
+
+
 def draw_filmstrip(axes: Axes, result: Localization) -> Axes:
     """Sampled frames in the order of time, with the regions of events.
 
@@ -122,12 +153,13 @@ def draw_filmstrip(axes: Axes, result: Localization) -> Axes:
     return axes
 
 
-def draw_regions(axes: Axes, result: Localization) -> Axes:
+def draw_regions(axes: Axes, result: Localization, classes: Sequence[ClassResult] | None = None) -> Axes:
     """The score of each class's best region in each frame; events are outlined.
 
     Args:
         axes: Where to draw.
         result: What was found.
+        classes: A row each; by default ``shown_classes``.
 
     Returns:
         The axes.
@@ -136,32 +168,35 @@ def draw_regions(axes: Axes, result: Localization) -> Axes:
     times = np.array(result.video.frame_times)
     spans = _nearest(times, step, result.video.seconds)
     rows = []
-    for entry in shown_classes(result):
+    classes = shown_classes(result) if classes is None else classes
+    for entry in classes:
         best: dict[float, float] = {}
         for region in entry.regions:
             best.setdefault(region.time, region.score)
         rows.append((spans, np.array([best.get(time, np.nan) for time in result.video.frame_times])))
-    return _heat_map(axes, result, rows, "visual", "seen")
+    return _heat_map(axes, result, classes, rows, "visual", "seen")
 
 
-def draw_segments(axes: Axes, result: Localization) -> Axes:
+def draw_segments(axes: Axes, result: Localization, classes: Sequence[ClassResult] | None = None) -> Axes:
     """The score of each class in each audio segment; events are outlined.
 
     Args:
         axes: Where to draw.
         result: What was found.
+        classes: A row each; by default ``shown_classes``.
 
     Returns:
         The axes.
     """
     rows = []
-    for entry in shown_classes(result):
+    classes = shown_classes(result) if classes is None else classes
+    for entry in classes:
         bounds = np.array([(segment.start, segment.end) for segment in entry.segments]).reshape(-1, 2)
         centres = bounds.mean(axis=1)
         reach = (bounds[:, 1] - bounds[:, 0]).max(initial=0) / 2
         scores = np.array([segment.score for segment in entry.segments])
         rows.append((_nearest(centres, reach, result.video.seconds), scores))
-    return _heat_map(axes, result, rows, "audio", "heard")
+    return _heat_map(axes, result, classes, rows, "audio", "heard")
 
 
 def draw_spectrogram(axes: Axes, result: Localization) -> Axes:
@@ -199,10 +234,10 @@ def draw_spectrogram(axes: Axes, result: Localization) -> Axes:
     return axes
 
 
-def shown_classes(result: Localization) -> list[ClassResult]:
-    """The classes that are present, filled up with the best of the others to ``ROWS``, in the run's order."""
+def shown_classes(result: Localization, least: int = ROWS) -> list[ClassResult]:
+    """The classes that are present, and the best others up to ``least``, in the run's order."""
     ranked = sorted(result.classes, key=lambda e: (e.present, e.score - e.threshold), reverse=True)
-    count = max(ROWS, sum(entry.present for entry in result.classes))
+    count = max(least, sum(entry.present for entry in result.classes))
     chosen = {entry.name for entry in ranked[:count]}
     return [entry for entry in result.classes if entry.name in chosen]
 
@@ -215,9 +250,15 @@ def format_time(seconds: float) -> str:
     return f"{text}:{whole % 60:02}{tenths}"
 
 
-def _heat_map(axes: Axes, result: Localization, rows: Sequence[Cells], modality: str, word: str) -> Axes:
+def _heat_map(
+    axes: Axes,
+    result: Localization,
+    classes: Sequence[ClassResult],
+    rows: Sequence[Cells],
+    modality: str,
+    word: str,
+) -> Axes:
     seconds = _time_axis(axes, result)
-    classes = shown_classes(result)
     values = np.stack([_binned(spans, scores, seconds) for spans, scores in rows])
     positive = values[values > 0]
     top = float(np.percentile(positive, 99)) if positive.size else 1.0
