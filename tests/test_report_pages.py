@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
-from avfast import inference
+import avfast
 from avfast.localization import Localization, Video
 from avfast.metrics import classification
 from avfast.report.localization_page import ShownVideo, browser_media, localization_page
@@ -44,7 +44,7 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shown(run: Path, real_clips: Path) -> ShownVideo:
-    localization = inference.load(run).predict(real_clips / "videos" / "test_0000.mp4")
+    localization = avfast.load(run).predict(real_clips / "videos" / "test_0000.mp4")
     return ShownVideo(localization, browser_media(Path(localization.video.path), localization.video.seconds))
 
 
