@@ -88,6 +88,9 @@ class Options:
     """Smallest box that EdgeBoxes proposes, in pixels; lower it for small pictures."""
     nms_iou: float = EdgeBoxesParameters.beta
     """IoU above which the lesser of two proposals is dropped; lower it for few, different boxes."""
+    search_side: int = EdgeBoxesParameters.search_side
+    """Proposals are searched for on the picture scaled down to this many pixels on its longer side; raise it
+    where objects are small."""
     edge_model: Path | None = None
     """Model file of OpenCV's structured edge forest; without it, edges are image gradients."""
     cache_features: str | None = None
@@ -134,7 +137,7 @@ def _summary(outcomes: Sequence[Outcome]) -> str:
 def _settings(options: Options) -> Settings:
     if options.cache_features is None and (options.visual_weights or options.image_size):
         raise InputError("--visual-weights and --image-size go with --cache-features")
-    numbers = ("fps", "long_side", "proposals", "min_box_area", "nms_iou")
+    numbers = ("fps", "long_side", "proposals", "min_box_area", "nms_iou", "search_side")
     limits = ("workers", "clip_seconds", "clip_timeout", "clip_memory", "shard_size")
     for name in numbers + limits:
         value = getattr(options, name)
@@ -148,7 +151,9 @@ def _settings(options: Options) -> Settings:
         fps=options.fps,
         long_side=options.long_side,
         proposals=options.proposals,
-        edge_boxes=EdgeBoxesParameters(beta=options.nms_iou, min_box_area=options.min_box_area),
+        edge_boxes=EdgeBoxesParameters(
+            search_side=options.search_side, beta=options.nms_iou, min_box_area=options.min_box_area
+        ),
         edge_model=options.edge_model,
         clip_seconds=options.clip_seconds,
     )

@@ -31,10 +31,14 @@ def write_media(
     sound_start: float = 0.0,
     pix_fmt: str = "yuv420p",
     options: dict[str, str] | None = None,
+    codec: str = "libx264",
+    codec_options: dict[str, str] | None = None,
 ) -> Path:
-    """Encode frames (H.264, at ``times`` in seconds or at ``fps``) and sound [channels, T] (AAC)."""
+    """Encode frames (at ``times`` in seconds or at ``fps``) and sound [channels, T] (AAC)."""
     with av.open(str(path), "w", options=options or {}) as container:
-        video: Any = container.add_stream("libx264", fps, options={"crf": "10"}) if frames else None
+        video: Any = (
+            container.add_stream(codec, fps, options=codec_options or {"crf": "10"}) if frames else None
+        )
         audio: Any = None
         if sound is not None:
             layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(sound)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from media_maker import grey_frames, tone, turned, write_media
 
+from avfast.data import media
 from avfast.data.media import SAMPLE_RATE, read_frames, read_sound
 from avfast.errors import InputError
 
@@ -37,6 +39,64 @@ def test_variable_frame_rate(tmp_path: Path) -> None:
     path = write_media(tmp_path / "a.mkv", grey_frames(6), times=[0, 0.4, 2.7, 2.9, 3.1, 3.9])
     assert [frame.time for frame in read_frames(path)] == pytest.approx([0, 2.7, 3.1])
     assert brightness(path) == [0, 2, 4]
+
+
+def moving_frames(count: int) -> list[np.ndarray]:
+    """A textured square over a textured ground, so that frames are predicted from each other."""
+    ground = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    frames = [ground.copy() for _ in range(count)]
+    for index, frame in enumerate(frames):
+        frame[10:30, index : index + 20] = ground[20:40, :20]
+    return frames
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("a.mp4", "libx264", {"bf": "3", "b-pyramid": "normal", "g": "20"}),
+        (
+            "a.mkv",
+            "libx264",
+            {"bf": "8", "b_strategy": "0", "x264-params": "open-gop=1:keyint=7:min-keyint=7"},
+        ),
+        ("a.avi", "mpeg4", {"bf": "2"}),
+        ("a.mpg", "mpeg2video", {"bf": "2"}),
+        ("a.webm", "libvpx-vp9", {"auto-alt-ref": "1", "lag-in-frames": "10", "cpu-used": "8"}),
+        ("a.mov", "mjpeg", {"q": "3"}),
+    ],
+)
+@pytest.mark.parametrize("fps", [1, 7.5])
+def test_sampled_frames_are_those_of_the_whole_video(
+    tmp_path: Path, name: str, codec: str, options: dict[str, str], fps: float
+) -> None:
+    """What is not decoded changes nothing in what is."""
+    pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    path = write_media(
+        tmp_path / name, moving_frames(40), fps=25, pix_fmt=pix_fmt, codec=codec, codec_options=options
+    )
+    every = list(read_frames(path, fps=1000))
+    assert len(every) == 40
+    periods = [int((frame.time + 1e-3) * fps) for frame in every]
+    expected = [every[periods.index(period)] for period in sorted(set(periods))]
+    sampled = list(read_frames(path, fps))
+    assert [frame.time for frame in sampled] == [frame.time for frame in expected]
+    for frame, other in zip(sampled, expected, strict=True):
+        np.testing.assert_array_equal(frame.image, other.image)
+
+
+def test_only_sampled_frames_of_an_intra_codec_are_decoded(tmp_path: Path) -> None:
+    path = write_media(
+        tmp_path / "a.mov",
+        moving_frames(40),
+        fps=10,
+        pix_fmt="yuvj420p",
+        codec="mjpeg",
+        codec_options={"q": "3"},
+    )
+    with av.open(str(path)) as container:
+        frames = list(media._decode_sparsely(container, container.streams.video[0], fps=1, origin=0))
+    assert [frame.time for frame in frames] == [0, 1, 2, 3]
 
 
 def test_large_frames_are_scaled_down(tmp_path: Path) -> None:

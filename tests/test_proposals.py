@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -39,6 +40,18 @@ def test_finds_the_object() -> None:
     assert iou(found.boxes[0], truth) > 0.8
     assert (np.diff(found.scores) <= 0).all()
     assert 1 <= len(found.boxes) == len(found.scores) <= 10
+
+
+@pytest.mark.parametrize("size", [(640, 480), (333, 1000)])
+def test_large_pictures_are_searched_scaled_down(size: tuple[int, int]) -> None:
+    """Boxes and the smallest area are in pixels of the picture that was given."""
+    width, height = size
+    truth = (width / 4, height / 4, width * 5 / 8, height * 2 / 3)
+    image = scene(tuple(map(round, truth)), size)
+    found = propose(image, 10, PARAMETERS)
+    assert iou(found.boxes[0], truth) > 0.8
+    assert found.boxes.dtype == np.float32
+    assert len(propose(image, 100, replace(PARAMETERS, min_box_area=0.5 * width * height)).boxes) < 5
 
 
 def test_boxes_lie_in_the_picture() -> None:

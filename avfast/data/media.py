@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,8 @@ MAX_LEAD_SECONDS = 60.0
 _BLOCK_VALUES = 1 << 20  # samples of all channels that are read of a sound file at once
 
 _TIME_TOLERANCE = 1e-3  # seconds; time stamps are rounded to the container's clock
+_REORDERING = 16  # frames; no common codec shows a frame further from where it is decoded
+_SOUND_BLOCK = 1 << 14  # samples
 
 
 @dataclass(frozen=True)
@@ -79,11 +84,12 @@ def read_frames(path: Path, fps: float = 1.0, long_side: int = 640) -> Iterator[
             return
         origin = _start_seconds(container)
         sample = 0
-        for frame in _decode(container, streams[0], max_pixels=MAX_PIXELS):
-            time = max(0.0, frame.time - origin) if frame.time is not None else sample / fps
-            if time + _TIME_TOLERANCE >= sample / fps:
+        for frame in _decode_sparsely(container, streams[0], fps, origin):
+            time = _seconds(frame, origin)
+            time = sample / fps if time is None else time
+            if _period(time, fps) >= sample:
                 yield _upright(frame, time, long_side)
-                sample = int((time + _TIME_TOLERANCE) * fps) + 1
+                sample = _period(time, fps) + 1
 
 
 def declared_seconds(path: Path) -> float | None:
@@ -149,17 +155,27 @@ def _track_blocks(path: Path) -> Iterator[NDArray[np.float32]]:
         if not container.streams.audio:
             return
         resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+        waiting = av.AudioFifo()  # a call of the resampler costs more than the few samples of one frame
         origin, begun = _start_seconds(container), False
         for frame in _decode(container, container.streams.audio[0]):
             if frame.sample_rate not in SAMPLE_RATES:
                 continue
-            if not begun and frame.time is not None:
-                yield _silence(frame.time - origin)
+            if not begun:
+                yield _silence(_seconds(frame, origin) or 0.0)
             begun = True
-            with suppress(av.error.FFmpegError, ValueError):  # a track whose layout changes midway
-                yield from [block.to_ndarray()[0] for block in resampler.resample(frame)]
-        with suppress(av.error.FFmpegError, ValueError):
-            yield from [block.to_ndarray()[0] for block in resampler.resample(None)] if begun else []
+            frame.pts = None
+            with suppress(ValueError):  # a track whose layout changes midway
+                waiting.write(frame)
+            if waiting.samples >= _SOUND_BLOCK:
+                yield from _resample(resampler, waiting.read())
+        if begun:
+            yield from _resample(resampler, waiting.read())
+            yield from _resample(resampler, None)
+
+
+def _resample(resampler: Any, frame: Any) -> Iterator[NDArray[np.float32]]:
+    with suppress(av.error.FFmpegError, ValueError):
+        yield from [block.to_ndarray()[0] for block in resampler.resample(frame)]
 
 
 def _silence(seconds: float) -> NDArray[np.float32]:
@@ -192,27 +208,86 @@ def _open(path: Path) -> Iterator[Any]:
         yield container
 
 
-def _decode(container: Any, stream: Any, **codec_options: int) -> Iterator[Any]:
-    """The frames of one stream; what is damaged is passed over, what lies after the damage is kept."""
+def _packets(container: Any, stream: Any, **codec_options: int) -> Iterator[Any]:
+    """The packets of one stream, up to where the file is damaged beyond reading."""
     if stream.codec_context is None:  # FFmpeg knows no decoder of that name
         return
-    try:
+    with suppress(av.error.FFmpegError):
         stream.codec_context.thread_count = 1  # clips are the unit of parallel work
         stream.codec_context.options = {name: str(value) for name, value in codec_options.items()}
-        packets = container.demux(stream)
-        while True:
-            packet = next(packets)
-            with suppress(av.error.FFmpegError):
-                yield from packet.decode()
-    except (StopIteration, av.error.FFmpegError):
-        return
+        yield from container.demux(stream)
+
+
+def _decode(container: Any, stream: Any) -> Iterator[Any]:
+    """The frames of one stream; what is damaged is passed over, what lies after the damage is kept."""
+    for packet in _packets(container, stream):
+        with suppress(av.error.FFmpegError):
+            yield from packet.decode()
+
+
+def _decode_sparsely(container: Any, stream: Any, fps: float, origin: float) -> Iterator[Any]:
+    """Frames of a video, among them the first of each period of ``1 / fps``.
+
+    The others are decoded only where a frame may be predicted from them: half of an H.264 video, nothing
+    of a codec that predicts nothing.
+    """
+    after_damage = False  # the next frame that can be decoded may have to stand in for the first one
+    for packet, opens in _period_openers(_packets(container, stream, max_pixels=MAX_PIXELS), fps, origin):
+        codec = stream.codec_context
+        after_damage = after_damage and not opens
+        if opens or after_damage:
+            codec.skip_frame = "DEFAULT"
+        elif codec.codec.intra_only:
+            continue
+        else:
+            codec.skip_frame = "NONREF"
+        try:
+            yield from packet.decode()
+        except av.error.FFmpegError:
+            after_damage = True
+
+
+def _period_openers(packets: Iterator[Any], fps: float, origin: float) -> Iterator[tuple[Any, bool]]:
+    """Each packet, and whether its frame may be the first that is shown in its period.
+
+    Packets come in the order of decoding; the one shown just before another is among its neighbours. Where it
+    is not, or a time is unknown, the answer is yes.
+    """
+    window: deque[tuple[Any, float | None]] = deque()
+    times: list[float] = []  # of the window, sorted
+    for packet in chain(packets, repeat(None, _REORDERING)):
+        time = None if packet is None else _seconds(packet, origin)
+        window.append((packet, time))
+        if time is not None:
+            insort(times, time)
+        if len(window) > 2 * _REORDERING:
+            _, oldest = window.popleft()
+            if oldest is not None:
+                del times[bisect_left(times, oldest)]
+        if len(window) > _REORDERING:
+            current, shown = window[-1 - _REORDERING]
+            place = 0 if shown is None else bisect_left(times, shown)
+            yield current, shown is None or not place or _period(times[place - 1], fps) < _period(shown, fps)
+
+
+def _seconds(item: Any, origin: float) -> float | None:
+    """When a frame, or the frame in a packet, is shown; None where the file does not say."""
+    if item.pts is None or not item.time_base:
+        return None
+    return max(0.0, item.pts * item.time_base.numerator / item.time_base.denominator - origin)
+
+
+def _period(time: float, fps: float) -> int:
+    """Number of the period of ``1 / fps`` seconds that a time lies in."""
+    return int((time + _TIME_TOLERANCE) * fps)
 
 
 def _upright(frame: Any, time: float, long_side: int) -> Frame:
     """Scale, convert to RGB, and turn as the rotation metadata asks."""
     scale = min(1.0, long_side / max(frame.width, frame.height))
     width, height = (max(1, round(side * scale)) for side in (frame.width, frame.height))
-    image = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray()
+    rgb = frame.reformat(width, height, format="rgb24", interpolation="AREA", threads=1)
+    image = rgb.to_ndarray()
     quarter_turns = round(frame.rotation / 90) % 4
     size = (frame.height, frame.width) if quarter_turns % 2 else (frame.width, frame.height)
     return Frame(time, np.ascontiguousarray(np.rot90(image, quarter_turns)), size)

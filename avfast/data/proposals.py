@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,11 @@ from avfast.errors import InputError
 EdgeMaps = tuple[NDArray[np.float32], NDArray[np.float32]]
 """Strength [H, W], 0 to 1, thinned to single pixels; direction across the edge [H, W], radians in 0 to pi."""
 
-GRADIENT_SIGMA = 2.0
-"""Pixels; texture finer than this makes no edge, and costs EdgeBoxes much time."""
+EdgeSource = Callable[[NDArray[np.uint8]], EdgeMaps]
+"""From a picture [H, W, 3] (RGB) to its edges."""
+
+GRADIENT_SIGMAS = (2.0, 4.0)
+"""Pixels of the searched picture; texture finer than this makes no edge, and costs EdgeBoxes much time."""
 
 STRONG_EDGE_PERCENTILE = 95.0
 """The thinned edge of this rank in a picture has strength 1, so that dim pictures have edges too."""
@@ -29,12 +32,18 @@ MIN_STRONG_EDGE = 0.02
 
 @dataclass(frozen=True)
 class EdgeBoxesParameters:
-    """Parameters of EdgeBoxes (Zitnick and Dollár, ECCV 2014), with the authors' defaults."""
+    """Parameters of EdgeBoxes (Zitnick and Dollár, ECCV 2014), with the authors' defaults but for beta.
+
+    The defaults of ``search_side`` and ``beta`` were chosen by benchmarks/proposal_recall.py.
+    """
+
+    search_side: int = 160
+    """Pixels; larger pictures are searched scaled down to this on their longer side."""
 
     alpha: float = 0.65
     """Step size of the sliding window search, as the IoU of neighbouring windows."""
-    beta: float = 0.75
-    """IoU above which the lesser of two boxes is dropped."""
+    beta: float = 0.5
+    """IoU above which the lesser of two boxes is dropped (the authors: 0.75)."""
     eta: float = 1.0
     """Factor on beta after each box kept."""
     min_score: float = 0.01
@@ -48,7 +57,7 @@ class EdgeBoxesParameters:
     max_aspect_ratio: float = 3.0
     """Of a box."""
     min_box_area: float = 1000.0
-    """Pixels of the picture as stored."""
+    """Pixels of the picture as given, not as searched."""
     gamma: float = 2.0
     """Exponent of the affinity between edge groups."""
     kappa: float = 1.5
@@ -86,29 +95,32 @@ def propose(
     Raises:
         InputError: When the edge model cannot be read.
     """
-    source = "gradient" if edge_model is None else "structured-forest"
-    edges, orientation = EDGE_SOURCES[source](image, edge_model)
-    boxes, scores = _edge_boxes(edges, orientation, max_boxes, parameters)
-    if len(boxes):
-        return Proposals(boxes, scores)
+    edges = gradient_edges if edge_model is None else partial(structured_forest_edges, edge_model)
+    return propose_from(edges, image, max_boxes, parameters)
+
+
+def propose_from(
+    source: EdgeSource, image: NDArray[np.uint8], max_boxes: int, parameters: EdgeBoxesParameters
+) -> Proposals:
+    """``propose`` over the edges of any source."""
     height, width = image.shape[:2]
+    searched = _scaled_down(image, parameters.search_side)
+    scale = np.array([width / searched.shape[1], height / searched.shape[0]], np.float32)
+    area = parameters.min_box_area / float(scale.prod())
+    edges, orientation = source(searched)
+    boxes, scores = _edge_boxes(edges, orientation, max_boxes, replace(parameters, min_box_area=area))
+    if len(boxes):
+        return Proposals(boxes * np.tile(scale, 2), scores)
     return Proposals(np.array([[0, 0, width, height]], np.float32), np.zeros(1, np.float32))
 
 
-def gradient_edges(image: NDArray[np.uint8], edge_model: Path | None = None) -> EdgeMaps:
-    """Edges where the strongest of the three colour gradients has its peak."""
-    smooth = cv2.GaussianBlur(image.astype(np.float32) / 255, (0, 0), GRADIENT_SIGMA)
-    dx, dy = (cv2.Sobel(smooth, cv2.CV_32F, *order, scale=1 / 8) for order in ((1, 0), (0, 1)))
-    strongest = (dx * dx + dy * dy).argmax(axis=2)[..., None]
-    dx, dy = (np.take_along_axis(d, strongest, axis=2)[..., 0] for d in (dx, dy))
-    magnitude, direction = np.hypot(dx, dy), np.mod(np.arctan2(dy, dx), np.pi)
-    edges = _thin(magnitude, direction)
-    peaks = edges[edges > 0]
-    strong = max(np.percentile(peaks, STRONG_EDGE_PERCENTILE) if len(peaks) else 0.0, MIN_STRONG_EDGE)
-    return np.minimum(edges / np.float32(strong), 1), direction
+def gradient_edges(image: NDArray[np.uint8]) -> EdgeMaps:
+    """Edges where the colour gradient across them has its peak."""
+    magnitude, direction = gradients(image, GRADIENT_SIGMAS)
+    return normalised(thinned(magnitude, direction)), direction
 
 
-def structured_forest_edges(image: NDArray[np.uint8], edge_model: Path | None = None) -> EdgeMaps:
+def structured_forest_edges(edge_model: Path, image: NDArray[np.uint8]) -> EdgeMaps:
     """Edges that a structured random forest finds (Dollár and Zitnick, ICCV 2013)."""
     forest = _structured_forest(edge_model)
     edges = forest.detectEdges(image.astype(np.float32) / 255)
@@ -116,27 +128,59 @@ def structured_forest_edges(image: NDArray[np.uint8], edge_model: Path | None = 
     return forest.edgesNms(edges, orientation), orientation
 
 
-EDGE_SOURCES: dict[str, Callable[[NDArray[np.uint8], Path | None], EdgeMaps]] = {
-    "gradient": gradient_edges,
-    "structured-forest": structured_forest_edges,
-}
+def gradients(image: NDArray[np.uint8], sigmas: Sequence[float]) -> EdgeMaps:
+    """The gradient of a colour picture, from Di Zenzo's tensor (1986) averaged over channels and scales.
+
+    Args:
+        image: [H, W, 3].
+        sigmas: Pixels; of the Gaussian of each scale.
+
+    Returns:
+        Magnitude, 1 for a change by the whole range in one pixel; direction.
+    """
+    picture, tensor = image.astype(np.float32), np.zeros((3, *image.shape[:2]), np.float32)
+    for sigma in sigmas:
+        smooth = cv2.GaussianBlur(picture, (0, 0), sigma)
+        dx, dy = (cv2.Sobel(smooth, cv2.CV_32F, *order, scale=1 / 8 / 255) for order in ((1, 0), (0, 1)))
+        for total, product in zip(tensor, (dx * dx, dy * dy, dx * dy), strict=True):
+            total += cv2.transform(product, np.full((1, 3), 1 / 3 / len(sigmas)))
+    xx, yy, xy = tensor
+    spread, double_angle = cv2.cartToPolar((xx - yy) / 2, xy)
+    return cv2.sqrt((xx + yy) / 2 + spread), double_angle / 2
 
 
-def _thin(magnitude: NDArray[np.float32], direction: NDArray[np.float32]) -> NDArray[np.float32]:
+def thinned(magnitude: NDArray[np.float32], direction: NDArray[np.float32]) -> NDArray[np.float32]:
     """Keep a pixel only where its magnitude is not less than one pixel further either way across the edge."""
-    rows, columns = np.indices(magnitude.shape, dtype=np.float32)
-    across_x, across_y = np.cos(direction), np.sin(direction)
+    columns, rows = _pixel_grid(*magnitude.shape)
+    x, y = cv2.polarToCart(np.ones_like(direction), direction)
     ahead, behind = (
-        cv2.remap(
-            magnitude,
-            columns + sign * across_x,
-            rows + sign * across_y,
-            cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_REPLICATE,
-        )
-        for sign in (1, -1)
+        cv2.remap(magnitude, *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        for places in ((columns + x, rows + y), (columns - x, rows - y))
     )
-    return np.where((magnitude >= ahead) & (magnitude >= behind), magnitude, np.float32(0))
+    return np.where(magnitude >= np.maximum(ahead, behind), magnitude, np.float32(0))
+
+
+def normalised(edges: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scale edges so that the strong ones of this picture have strength 1."""
+    peaks = edges[edges > 0]
+    strong = max(np.percentile(peaks, STRONG_EDGE_PERCENTILE) if len(peaks) else 0.0, MIN_STRONG_EDGE)
+    return np.minimum(edges / np.float32(strong), 1)
+
+
+def _scaled_down(image: NDArray[np.uint8], long_side: int) -> NDArray[np.uint8]:
+    height, width = image.shape[:2]
+    scale = long_side / max(height, width)
+    if scale >= 1:
+        return image
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+
+
+@lru_cache(maxsize=4)
+def _pixel_grid(height: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Column and row of every pixel."""
+    rows, columns = np.indices((height, width), dtype=np.float32)
+    return columns, rows
 
 
 def _edge_boxes(
@@ -175,8 +219,8 @@ def _detector(max_boxes: int, parameters: EdgeBoxesParameters) -> Any:
 
 
 @cache
-def _structured_forest(edge_model: Path | None) -> Any:
-    if edge_model is None or not edge_model.is_file():
+def _structured_forest(edge_model: Path) -> Any:
+    if not edge_model.is_file():
         raise InputError(f"{edge_model}: no such edge model; give the file of OpenCV's structured forest")
     try:
         return cv2.ximgproc.createStructuredEdgeDetection(str(edge_model))

@@ -1,0 +1,204 @@
+"""Recall and cost of object proposals, over edge sources, picture sizes and suppression thresholds.
+
+    python benchmarks/proposal_recall.py ../shared/real_clips
+    python benchmarks/proposal_recall.py ../shared/real_clips --frames 50 --edge-model model.yml.gz
+
+A frame is a picture at a whole second with at least one annotated box. recall@N is the share of annotated
+boxes that one of the first N proposals overlaps by IoU 0.5 or more; small@100 is that of boxes under a tenth
+of the picture. Prints a Markdown table; times are CPU time of one thread, for 100 proposals.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from avfast.cli import run
+from avfast.data.labels import Labels, read_labels
+from avfast.data.media import read_frames
+from avfast.data.opencv import cv2
+from avfast.data.proposals import (
+    GRADIENT_SIGMAS,
+    EdgeBoxesParameters,
+    EdgeMaps,
+    EdgeSource,
+    gradients,
+    normalised,
+    propose_from,
+    structured_forest_edges,
+    thinned,
+)
+from avfast.errors import InputError
+
+COUNTS = (10, 100, 1000)
+MIN_IOU = 0.5
+SMALL = 0.1  # of the picture's area
+TIMED_BOXES, TIMED_FRAMES = 100, 50  # what prepare asks for by default; enough frames to average over
+
+
+@dataclass
+class Options:
+    """What to measure on."""
+
+    source: tyro.conf.Positional[Path]
+    """Folder with labels.csv, annotations.csv and the clips they name."""
+    splits: tuple[str, ...] = ("train", "val")
+    """Splits that frames are drawn from; a default must not be chosen on test."""
+    frames: int = 400
+    """Frames to draw, at most."""
+    seed: int = 0
+    """Of the draw."""
+    edge_model: Path | None = None
+    """Model file of OpenCV's structured edge forest, to measure that too."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A picture and the boxes to be found in it."""
+
+    image: NDArray[np.uint8]
+    boxes: NDArray[np.float32]
+    """[G, 4], xyxy in pixels of ``image``."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to make proposals."""
+
+    name: str
+    source: EdgeSource
+    parameters: EdgeBoxesParameters
+
+
+def main(options: Options) -> None:
+    """Run the program."""
+    cv2.setNumThreads(1)
+    truths = list(_truths(options))
+    boxes = sum(len(truth.boxes) for truth in truths)
+    print(f"{len(truths)} frames, {boxes} boxes, from {' and '.join(options.splits)}\n")
+    recalls = " | ".join(f"recall@{count}" for count in COUNTS)
+    print(f"| edges | side | beta | {recalls} | small@100 | edges ms | all ms |")
+    print("| --- |" + " ---: |" * (len(COUNTS) + 5))
+    for variant in _variants(options.edge_model):
+        print(_row(variant, truths), flush=True)
+
+
+def _variants(edge_model: Path | None) -> Iterator[Variant]:
+    """The default, and what differs from it in one thing."""
+    default = EdgeBoxesParameters()
+    finest = GRADIENT_SIGMAS[:1]
+    yield Variant("default", partial(_thin_edges, GRADIENT_SIGMAS), default)
+    yield Variant("one scale", partial(_thin_edges, finest), default)
+    yield Variant("not thinned", partial(_plain_edges, GRADIENT_SIGMAS), default)
+    for sigma in (1.0, 1.5, 3.0):
+        yield Variant(f"one scale, {sigma:g} px", partial(_thin_edges, (sigma,)), default)
+    for side in (240, 320):
+        yield Variant("default", partial(_thin_edges, GRADIENT_SIGMAS), replace(default, search_side=side))
+    for beta in (0.4, 0.65, 0.75):
+        yield Variant("default", partial(_thin_edges, GRADIENT_SIGMAS), replace(default, beta=beta))
+    if edge_model is not None:
+        for side in (default.search_side, 320):
+            yield Variant(
+                "structured forest",
+                partial(structured_forest_edges, edge_model),
+                replace(default, search_side=side),
+            )
+
+
+def _thin_edges(sigmas: tuple[float, ...], image: NDArray[np.uint8]) -> EdgeMaps:
+    magnitude, direction = gradients(image, sigmas)
+    return normalised(thinned(magnitude, direction)), direction
+
+
+def _plain_edges(sigmas: tuple[float, ...], image: NDArray[np.uint8]) -> EdgeMaps:
+    magnitude, direction = gradients(image, sigmas)
+    return normalised(magnitude), direction
+
+
+def _truths(options: Options) -> Iterator[Truth]:
+    """The frames drawn, with their boxes."""
+    labels = read_labels(options.source / "labels.csv", options.source, "csv")
+    wanted = _boxes(labels, options.splits)
+    drawn = sorted(random.Random(options.seed).sample(sorted(wanted), min(options.frames, len(wanted))))
+    if not drawn:
+        raise InputError(f"{options.source}: annotations.csv has no box at a whole second in these splits")
+    by_clip: dict[str, list[int]] = {}
+    for clip, second in drawn:
+        by_clip.setdefault(clip, []).append(second)
+    for clip, seconds in tqdm(by_clip.items(), desc="read", unit="clip"):
+        for frame in read_frames(options.source / clip):
+            if frame.time in seconds:
+                scale = frame.image.shape[1] / frame.source_size[0]
+                yield Truth(frame.image, np.array(wanted[clip, int(frame.time)], np.float32) * scale)
+
+
+def _boxes(labels: Labels, splits: tuple[str, ...]) -> dict[tuple[str, int], list[tuple[float, ...]]]:
+    """Annotated boxes at whole seconds, by clip and second."""
+    kept = {clip.clip for clip in labels.clips if clip.split in splits}
+    found: dict[tuple[str, int], list[tuple[float, ...]]] = {}
+    for row in labels.annotations.of(kept).visual if labels.annotations else ():
+        if row.box is not None and float(row.start).is_integer():
+            found.setdefault((row.clip, int(row.start)), []).append(row.box)
+    return found
+
+
+def _row(variant: Variant, truths: list[Truth]) -> str:
+    """One line of the table."""
+    ranks: list[float] = []
+    small: list[bool] = []
+    for truth in tqdm(truths, desc=variant.name, unit="frame", leave=False):
+        found = propose_from(variant.source, truth.image, max(COUNTS), variant.parameters)
+        ranks += first_hits(found.boxes, truth.boxes)
+        height, width = truth.image.shape[:2]
+        small += list(_areas(truth.boxes) < SMALL * height * width)
+    recalls = [np.less(ranks, count).mean() for count in COUNTS]
+    recalls.append(np.less(ranks, 100)[small].mean() if any(small) else np.nan)
+    cells = [variant.name, f"{variant.parameters.search_side}", f"{variant.parameters.beta:g}"]
+    cells += [f"{recall:.3f}" for recall in recalls]
+    cells += [f"{milliseconds:.1f}" for milliseconds in _cost(variant, truths)]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cost(variant: Variant, truths: list[Truth]) -> tuple[float, float]:
+    """Milliseconds per frame: of the edges, of the whole."""
+    edge_seconds: list[float] = []
+
+    def source(image: NDArray[np.uint8]) -> EdgeMaps:
+        begun = time.process_time()
+        maps = variant.source(image)
+        edge_seconds.append(time.process_time() - begun)
+        return maps
+
+    frames = truths[:: -(-len(truths) // TIMED_FRAMES)]
+    begun = time.process_time()
+    for truth in frames:
+        propose_from(source, truth.image, TIMED_BOXES, variant.parameters)
+    whole = time.process_time() - begun
+    return 1000 * sum(edge_seconds) / len(frames), 1000 * whole / len(frames)
+
+
+def first_hits(found: NDArray[np.float32], truth: NDArray[np.float32]) -> list[float]:
+    """For each box of ``truth`` [G, 4], the rank from 0 of the first ``found`` [R, 4] on it, or infinity."""
+    shared = np.minimum(found[:, None, 2:], truth[None, :, 2:]) - np.maximum(
+        found[:, None, :2], truth[None, :, :2]
+    )
+    area = shared.clip(0).prod(axis=2)
+    hits = area >= MIN_IOU * (_areas(found)[:, None] + _areas(truth)[None] - area)
+    return [float(hit.argmax()) if hit.any() else float("inf") for hit in hits.T]
+
+
+def _areas(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    return (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+
+
+if __name__ == "__main__":
+    run(main, Options)
