@@ -29,6 +29,16 @@ PAPER_ORDER = (
 )
 """As the paper's table has them; other systems follow."""
 
+LOCALIZATION = {
+    "corloc": ("visual", "corloc"),
+    "pointing": ("visual", "pointing"),
+    "visual_segment_f1": ("visual", "segment_f1"),
+    "visual_segment_er": ("visual", "segment_er"),
+    "segment_f1": ("audio", "segment_f1"),
+    "segment_er": ("audio", "segment_er"),
+}
+"""Where ``metrics.json`` has figures of localisation, by the names that a comparison gives them."""
+
 BOTH, SOUND, PICTURE = "av-two-stream", "audio-two-stream", "video-two-stream"
 """The systems whose F1 complementarity is read from."""
 
@@ -75,14 +85,16 @@ class Run:
 def figures(summary: Mapping[str, Any]) -> dict[str, float]:
     """The figures of a ``metrics.json`` that a table shows, by short names.
 
-    Localisation is there where the summary has it.
+    Localisation is there where the summary has it: of regions, and of segments, of sound or (for features
+    without regions) of the picture.
     """
     flat = {f"micro_{name}": summary["micro"][name] for name in ("f1", "precision", "recall")}
     flat |= {f"macro_{name}": summary["macro"][name] for name in ("f1", "precision", "recall")}
     flat |= {name: summary[name] for name in ("map", "auc", "d_prime")}
     places = summary.get("localization", {})
-    for modality, names in (("visual", ("corloc", "pointing")), ("audio", ("segment_f1", "segment_er"))):
-        flat |= {name: places[modality][name] for name in names if modality in places}
+    for name, (modality, key) in LOCALIZATION.items():
+        if key in places.get(modality, {}):
+            flat[name] = places[modality][key]
     return flat
 
 

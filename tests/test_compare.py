@@ -269,6 +269,17 @@ def test_means_and_spread_over_seeds() -> None:
     assert f"- {SOUND}, seed 2: no luck" in text
 
 
+def test_figures_take_the_localisation_that_is_there() -> None:
+    summary = result(RIGHT).summary
+    assert not {"corloc", "segment_f1"} & set(comparison.figures(summary))
+    summary = {**summary, "localization": {"visual": {"corloc": 0.1, "pointing": 0.2}}}
+    flat = comparison.figures(summary)
+    assert (flat["corloc"], flat["pointing"], "segment_f1" in flat) == (0.1, 0.2, False)
+    segments = {"segment_f1": 0.3, "segment_er": 0.4}
+    flat = comparison.figures({**summary, "localization": {"visual": segments, "audio": segments}})
+    assert (flat["visual_segment_f1"], flat["segment_er"], "corloc" in flat) == (0.3, 0.4, False)
+
+
 def test_differences_are_measured_against_the_first_system() -> None:
     table = comparison.compare(
         [Run(SOUND, 0, result(RIGHT)), Run(PICTURE, 0, result(BELLS)), Run(BOTH, 0, None)]

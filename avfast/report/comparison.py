@@ -28,6 +28,8 @@ COLUMNS = {
     "auc": "ROC area",
     "corloc": "CorLoc",
     "pointing": "pointing",
+    "visual_segment_f1": "picture segment F1",
+    "visual_segment_er": "picture segment ER",
     "segment_f1": "segment F1",
     "segment_er": "segment ER",
 }
