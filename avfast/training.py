@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -94,7 +94,12 @@ RECIPES = {
 
 def default_recipe(config: ModelConfig) -> Recipe:
     """The recipe that suits a model."""
-    return CVSSP if config.system in ("gated-crnn", "cvssp-fusion") else RECIPES[config.backbone]
+    recipe = RECIPES[config.backbone]
+    if config.system not in ("gated-crnn", "cvssp-fusion"):
+        return recipe
+    if recipe is PAPER:
+        return CVSSP
+    return replace(recipe, epochs=20, lr=2e-3, average=5, balanced=True)  # few clips need many small steps
 
 
 @dataclass

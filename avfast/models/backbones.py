@@ -388,6 +388,8 @@ class ToyAudio(AudioBackbone):
             *_conv_block(1, 24, kernel=6, stride=4),
             *_conv_block(24, 48, kernel=4, stride=2),
         )
+        # Half the time of a step on a CPU.
+        self.features.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.head = learned_layer(48 * MEL_BANDS // 8, self.dim, self.drop)
         self.freeze()
 
