@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from avfast.cli import run
-from avfast.data.labels import Labels, read_labels
+from avfast.data.label_lists import read_labels
+from avfast.data.labels import Labels
 from avfast.data.media import read_frames
 from avfast.data.opencv import cv2
 from avfast.data.proposals import (
@@ -160,12 +161,11 @@ def _row(variant: Variant, truths: list[Truth]) -> str:
         ranks += first_hits(found.boxes, truth.boxes)
         height, width = truth.image.shape[:2]
         small += list(_areas(truth.boxes) < SMALL * height * width)
-    recalls = [np.less(ranks, count).mean() for count in COUNTS]
-    recalls.append(np.less(ranks, 100)[small].mean() if any(small) else np.nan)
-    cells = [variant.name, f"{variant.parameters.search_side}", f"{variant.parameters.beta:g}"]
-    cells += [f"{recall:.3f}" for recall in recalls]
-    cells += [f"{milliseconds:.1f}" for milliseconds in _cost(variant, truths)]
-    return "| " + " | ".join(cells) + " |"
+    recalls = [f"{np.less(ranks, count).mean():.3f}" for count in COUNTS]
+    recalls.append(f"{np.less(ranks, 100)[small].mean():.3f}" if any(small) else "-")
+    settings = [variant.name, f"{variant.parameters.search_side}", f"{variant.parameters.beta:g}"]
+    costs = [f"{milliseconds:.1f}" for milliseconds in _cost(variant, truths)]
+    return "| " + " | ".join([*settings, *recalls, *costs]) + " |"
 
 
 def _cost(variant: Variant, truths: list[Truth]) -> tuple[float, float]:

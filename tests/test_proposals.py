@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from media_maker import write_media
 
 from avfast.data.proposals import EdgeBoxesParameters, gradient_edges, propose
 from avfast.errors import InputError
@@ -139,6 +140,25 @@ def test_unreadable_edge_model(tmp_path: Path) -> None:
     model.write_bytes(b"not a forest")
     with pytest.raises(InputError, match="not a model"):
         propose(scene((40, 30, 100, 80)), 10, PARAMETERS, edge_model=model)
+
+
+def test_recall_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """benchmarks/proposal_recall.py, on one video whose one object is easily found."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    program = importlib.import_module("proposal_recall")
+    truth = (40, 30, 100, 80)
+    write_media(tmp_path / "a.mp4", [scene(truth)], fps=1)
+    (tmp_path / "labels.csv").write_text("clip,labels,split\na.mp4,cat,train\n")
+    rows = ["clip,modality,class,start,end,x1,y1,x2,y2", "a.mp4,visual,cat,0,0,40,30,100,80", ""]
+    (tmp_path / "annotations.csv").write_text("\n".join(rows))
+    program.main(program.Options(tmp_path))
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "1 frames, 1 boxes, from train and val"
+    cells = [row.strip("| ").split(" | ") for row in printed[4:]]
+    assert {row[0] for row in cells} >= {"default", "one scale", "not thinned"}
+    assert all(row[3:7] == ["1.000", "1.000", "1.000", "-"] for row in cells if row[0] != "not thinned")
 
 
 def test_opencv_that_does_not_load_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

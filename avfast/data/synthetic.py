@@ -2,7 +2,7 @@
 
     python -m avfast.data.synthetic --out toy
     python -m avfast.data.synthetic --out toy --train 2000 --seed 1
-    python -m avfast.prepare toy --labels toy/labels.csv --out toy-shards --nms-iou 0.5
+    python -m avfast.prepare toy --labels toy/labels.csv --out toy-shards
 
 Objects drift over textured backgrounds while sounds play over noise. An event's picture and sound come at
 independent times; half of the events are only seen or only heard. Objects and sounds of no class distract.
@@ -37,7 +37,6 @@ from avfast.data.labels import SPLITS, Annotation, Annotations, annotations_csv
 from avfast.data.media import SAMPLE_RATE
 from avfast.data.opencv import cv2
 from avfast.data.preparation import prepare
-from avfast.data.proposals import EdgeBoxesParameters
 from avfast.data.shards import INDEX
 from avfast.engines import Engine
 
@@ -63,8 +62,8 @@ SEEN_ONLY, HEARD_ONLY = 0.25, 0.25
 DISTRACTOR_SIGHT, DISTRACTOR_SOUND = 0.6, 0.5
 SOUND_LEVEL, NOISE_LEVEL = (0.06, 0.15), (0.01, 0.03)  # RMS
 
-SETTINGS = Settings(edge_boxes=EdgeBoxesParameters(beta=0.5), proposals=30)
-"""How the clips are prepared: objects lie close together, so the ten best boxes must differ much."""
+SETTINGS = Settings(proposals=30)
+"""How the clips are prepared."""
 
 
 @dataclass(frozen=True)
