@@ -33,6 +33,7 @@ def write_media(
     options: dict[str, str] | None = None,
     codec: str = "libx264",
     codec_options: dict[str, str] | None = None,
+    sound_codec: str = "aac",
 ) -> Path:
     """Encode frames (at ``times`` in seconds or at ``fps``) and sound [channels, T] (AAC)."""
     with av.open(str(path), "w", options=options or {}) as container:
@@ -42,7 +43,7 @@ def write_media(
         audio: Any = None
         if sound is not None:
             layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(sound)]
-            audio = container.add_stream("aac", rate, layout=layout)
+            audio = container.add_stream(sound_codec, rate, layout=layout)
         if frames:
             video.height, video.width = frames[0].shape[:2]
             video.pix_fmt = pix_fmt
