@@ -5,6 +5,7 @@ The fuzzer runs for AVFAST_FUZZ_SECONDS (5 by default) from AVFAST_FUZZ_SEED (0)
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -264,8 +265,9 @@ def test_mutated_files(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     seed = int(os.environ.get("AVFAST_FUZZ_SEED", 0))
     pool = seeds(tmp_path / "seeds")
     if seconds > 30:  # longer files, which take longer
-        odd = request.getfixturevalue("odd_clips")
-        pool += [path for path in sorted(odd.iterdir()) if path.stat().st_size]
+        with contextlib.suppress(pytest.skip.Exception):  # where there are some
+            odd = request.getfixturevalue("odd_clips")
+            pool += [path for path in sorted(odd.iterdir()) if path.stat().st_size]
     end, case = time.monotonic() + seconds, 0
     while time.monotonic() < end:
         place = tmp_path / f"round{case:06d}"
