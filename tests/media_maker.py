@@ -35,7 +35,7 @@ def write_media(
     codec_options: dict[str, str] | None = None,
     sound_codec: str = "aac",
 ) -> Path:
-    """Encode frames (at ``times`` in seconds or at ``fps``) and sound [channels, T] (AAC)."""
+    """Encode frames (at ``times`` in seconds or at ``fps``) and sound [channels, T]."""
     with av.open(str(path), "w", options=options or {}) as container:
         video: Any = (
             container.add_stream(codec, fps, options=codec_options or {"crf": "10"}) if frames else None
