@@ -1,0 +1,50 @@
+"""``report.html`` of a run, from what training and evaluation left in its folder."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+from avfast.comparison import read_scores
+from avfast.data.files import write_text
+from avfast.data.shards import ShardDataset
+from avfast.inference import Localizer
+from avfast.report.figures import draw_overview
+from avfast.report.training_page import ScoredSplit, training_page
+from avfast.runs import ClipSource, Trained
+
+REPORT = "report.html"
+COMPLEMENTARITY = "complementarity.png"
+
+
+def write_run_report(folder: Path, trained: Trained, dataset: ClipSource) -> Path:
+    """Write the page of a run.
+
+    Args:
+        folder: Of the run, with ``config.json``, ``metrics.json``, ``scores.csv`` and ``curves.png``.
+        trained: The run's model.
+        dataset: The split that was evaluated last; shards show its best and worst clips, feature bags have
+            nothing to show.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        InputError: The scores are missing or damaged.
+    """
+    clips, scores, labels = read_scores(folder / "scores.csv", trained.classes)
+    split = ScoredSplit(clips, scores, labels, trained.thresholds.scores)
+    config, metrics = (json.loads((folder / name).read_text()) for name in ("config.json", "metrics.json"))
+    draw_clip = None
+    if isinstance(dataset, ShardDataset):
+        localizer = Localizer(folder, trained)
+
+        def draw_clip(position: int) -> bytes:
+            png = io.BytesIO()
+            draw_overview(localizer.predict_clip(clips[position], dataset.members(position))).savefig(png)
+            return png.getvalue()
+
+    page = training_page(folder.name, config, metrics, (folder / "curves.png").read_bytes(), split, draw_clip)
+    write_text(folder / REPORT, page)
+    return folder / REPORT
