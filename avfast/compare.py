@@ -37,7 +37,7 @@ from avfast.runs import LAST
 
 HEARTBEAT = 5.0  # s between two notes of the time that a run has taken
 PER_RUN = {"out", "system", "seed", "resume"}
-HARMLESS = {"device", "workers", "cache_gib", "log_every", "save_every", "tensorboard"}
+HARMLESS = {"device", "workers", "cache_gib", "log_every", "save_every", "tensorboard", "report"}
 """Training options that may differ between runs that are compared."""
 
 

@@ -6,7 +6,9 @@ import math
 import os
 import platform
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,18 +40,33 @@ class Localizer:
         trained: What ``load_best`` read there.
         edge_model: OpenCV's structured edge forest, if the run's data was prepared with one.
 
-        Raises:
-            InputError: The run does not say how its data was prepared, or used another edge model.
         """
-        self.folder, self.trained = folder, trained
-        preparation = trained.config.get("preparation")
+        self.folder, self.trained, self.edge_model = folder, trained, edge_model
+        self.clip_seconds: float = trained.config["clip_seconds"]
+
+    @cached_property
+    def settings(self) -> Settings:
+        """How its clips were prepared, as other videos must be.
+
+        Raises:
+            InputError: The run does not say so, or used another edge model.
+        """
+        return Settings.of_record(self._preparation, self.edge_model)
+
+    @property
+    def fps(self) -> float:
+        """Sampled frames per second."""
+        return self._preparation["fps"]
+
+    @property
+    def _preparation(self) -> dict[str, Any]:
+        preparation = self.trained.config.get("preparation")
         if preparation is None:
             raise InputError(
-                f"{folder}: does not say how its clips were made from videos, as it learned from features or "
-                "by an earlier version; train on videos with this one"
+                f"{self.folder}: does not say how its clips were made from videos, as it learned from "
+                "features or by an earlier version; train on videos with this one"
             )
-        self.settings = Settings.of_record(preparation, edge_model)
-        self.clip_seconds: float = trained.config["clip_seconds"]
+        return preparation
 
     @property
     def classes(self) -> list[str]:
@@ -93,13 +110,13 @@ class Localizer:
         with tqdm(
             total=total, desc=readable(Path(path.name)), unit="s", disable=None if progress else True
         ) as bar:
-            for window in cut(source.frames(), source.sound(), self.clip_seconds, hop, 1 / self.settings.fps):
+            for window in cut(source.frames(), source.sound(), self.clip_seconds, hop, 1 / self.fps):
                 findings.add(window, *self._score(window))
                 preview.add(window)
                 bar.update(math.ceil(min(window.core[1], length or math.inf)) - bar.n)
         video_facts = source.facts()
         classes, windows = findings.result(video_facts.seconds)
-        sampling = Sampling(self.settings.fps, self.clip_seconds, hop, regions_per_frame)
+        sampling = Sampling(self.fps, self.clip_seconds, hop, regions_per_frame)
         return Localization(video_facts, self._run(), sampling, classes, windows, preview)
 
     def predict_clip(self, name: str, members: Mapping[str, bytes]) -> Localization:
@@ -114,19 +131,17 @@ class Localizer:
         """
         frames, sound = unpack(members)
         times = [frame.time for frame in frames]
-        facts = _facts(
-            Path(name), frames[0].source_size if frames else (0, 0), times, len(sound), self.settings
-        )
+        facts = _facts(Path(name), frames[0].source_size if frames else (0, 0), times, len(sound), self.fps)
         window = Window(0.0, facts.seconds, (0.0, facts.seconds + 1), frames, sound)
         findings, preview = self._findings(REGIONS_PER_FRAME), Preview()
         findings.add(window, *self._score(window))
         preview.add(window)
         classes, windows = findings.result(facts.seconds)
-        sampling = Sampling(self.settings.fps, self.clip_seconds, self.clip_seconds, REGIONS_PER_FRAME)
+        sampling = Sampling(self.fps, self.clip_seconds, self.clip_seconds, REGIONS_PER_FRAME)
         return Localization(facts, self._run(), sampling, classes, windows, preview)
 
     def _findings(self, regions_per_frame: int) -> Findings:
-        return Findings(self.classes, self.trained.thresholds, self.settings.fps, regions_per_frame)
+        return Findings(self.classes, self.trained.thresholds, self.fps, regions_per_frame)
 
     @torch.no_grad()
     def _score(self, window: Window[PreparedFrame]) -> tuple[Batch, Output]:
@@ -187,14 +202,12 @@ class _Source:
             raise InputError(
                 f"{self.path}: neither picture nor sound can be read; give a video or a sound file"
             )
-        return _facts(self.path, self.size, self.frame_times, self.samples, self.settings)
+        return _facts(self.path, self.size, self.frame_times, self.samples, self.settings.fps)
 
 
-def _facts(
-    path: Path, size: tuple[int, int], frame_times: list[float], samples: int, settings: Settings
-) -> Video:
+def _facts(path: Path, size: tuple[int, int], frame_times: list[float], samples: int, fps: float) -> Video:
     sound_seconds = samples / SAMPLE_RATE
-    shown = frame_times[-1] + 1 / settings.fps if frame_times else 0.0
+    shown = frame_times[-1] + 1 / fps if frame_times else 0.0
     return Video(
         name=readable(Path(path.name)),
         path=readable(path.resolve()),

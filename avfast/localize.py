@@ -13,6 +13,9 @@ For each video, DIR gets
     STEM.audacity.txt  the events in the sound, as a label track
     STEM.mp4           with --video: the video with boxes and scores drawn in, and its sound
 
+and report.html shows all of them in a browser, without a network: boxes over the playing picture, a timeline
+of picture and sound for each class, thresholds to move.
+
 Files of another video are never replaced: a second video of the same stem becomes STEM-2. A video that cannot
 be used is named, the others are still done, and the exit code is 2.
 """
@@ -25,6 +28,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -38,9 +42,12 @@ from avfast.localization import Localization
 from avfast.report.exports import audacity_labels, coco_json, events_csv, frame_name
 from avfast.report.figures import WIDTH, save_overview
 from avfast.report.overlay import draw_video
+from avfast.report.localization_page import ShownVideo, browser_media, localization_page
 from avfast.runs import load_best, pick_device
 
 SUFFIXES = (".json", ".csv", ".png", ".coco.json", ".audacity.txt", ".mp4", ".frames")
+REPORT = "report.html"
+SHOWN_VIDEOS = 20  # in one page, which holds a copy of each
 MAX_STEM_BYTES = 200  # file systems allow 255 for a name
 
 
@@ -78,17 +85,25 @@ def main(options: Options) -> None:
     localizer = Localizer(options.run, trained, options.edge_model)
     if options.hop is not None and options.hop > localizer.clip_seconds:
         raise InputError(f"--hop: expected at most a window, {localizer.clip_seconds} s, got {options.hop}")
-    print(f"{ops}; {trained.config['model']['system']}, {len(trained.classes)} classes")
+    sampling = f"a frame every {1 / localizer.settings.fps:g} s"
+    print(f"{ops}; {trained.config['model']['system']}, {len(trained.classes)} classes, {sampling}")
     options.out.mkdir(parents=True, exist_ok=True)
     videos = list(dict.fromkeys(options.videos))
-    failures = []
+    failures: list[str] = []
+    shown: list[ShownVideo] = []
     for video in videos:
         try:
-            print(localize(localizer, video, options))
+            result = localize(localizer, video, options)
+            if len(shown) < SHOWN_VIDEOS:
+                shown.append(ShownVideo(result, browser_media(video, result.video.seconds)))
         except InputError as error:
             failures.append(str(error))
             if len(videos) > 1:
                 print(f"avfast.localize: {' '.join(str(error).split())}", file=sys.stderr)
+    if shown:
+        write_text(options.out / REPORT, localization_page(shown, read_metrics(options.run)))
+        more = f", of the first {SHOWN_VIDEOS} videos" if len(videos) > SHOWN_VIDEOS else ""
+        print(f"{options.out / REPORT}: to look at{more}")
     if len(failures) > 1 or (failures and len(videos) > 1):
         raise InputError(f"{len(failures)} of {len(videos)} videos could not be localised; see above")
     if failures:
@@ -107,11 +122,8 @@ def check(options: Options) -> None:
         raise InputError(f"--width: expected 320 to 10000 pixels, got {options.width}")
 
 
-def localize(localizer: Localizer, video: Path, options: Options) -> str:
-    """Localise one video and write its files.
-
-    Returns:
-        A line for the user.
+def localize(localizer: Localizer, video: Path, options: Options) -> Localization:
+    """Localise one video, write its files and say what was found.
 
     Raises:
         InputError: The video cannot be read.
@@ -128,7 +140,8 @@ def localize(localizer: Localizer, video: Path, options: Options) -> str:
         write_frames(video, result, place.with_name(f"{stem}.frames"))
     if options.video and result.video.frame_times:
         draw_video(video, result, place.with_name(f"{stem}.mp4"))
-    return summary_line(result, stem)
+    print(summary_line(result, stem))
+    return result
 
 
 def free_stem(video: Path, out: Path) -> str:
@@ -159,6 +172,12 @@ def write_frames(video: Path, result: Localization, folder: Path) -> None:
     every_pixel = max(result.video.width, result.video.height, 1)
     for index, frame in enumerate(read_frames(video, result.sampling.fps, every_pixel), start=1):
         write_bytes(folder / frame_name(index), encode_jpeg(frame.image))
+
+
+def read_metrics(run: Path) -> dict[str, Any] | None:
+    """The run's figures, None where it was never evaluated."""
+    path = run / "metrics.json"
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def summary_line(result: Localization, stem: str) -> str:

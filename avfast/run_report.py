@@ -12,13 +12,13 @@ from avfast.data.shards import ShardDataset
 from avfast.inference import Localizer
 from avfast.report.figures import draw_overview
 from avfast.report.training_page import ScoredSplit, training_page
-from avfast.runs import ClipSource, Trained
+from avfast.runs import Trained
+from avfast.sources import ClipDataset
 
 REPORT = "report.html"
-COMPLEMENTARITY = "complementarity.png"
 
 
-def write_run_report(folder: Path, trained: Trained, dataset: ClipSource) -> Path:
+def write_run_report(folder: Path, trained: Trained, dataset: ClipDataset) -> Path:
     """Write the page of a run.
 
     Args:

@@ -29,6 +29,7 @@ from avfast.evaluation import table
 from avfast.models import ModelConfig, System, build
 from avfast.models.vggish import load_pca
 from avfast.report.curves import draw_curves
+from avfast.run_report import write_run_report
 from avfast.runs import LAST, evaluate, load_best, pick_device
 from avfast.sources import DataSource, feature_backbones, open_split
 from avfast.training import Keep, Precision, Recipe, RunOptions, Schedule, Trainer, default_recipe
@@ -130,6 +131,8 @@ def main(options: Options) -> None:
     draw_curves(trainer.log.lines(), options.out / "curves.png")
     trained = load_best(options.out, device)
     print(table(evaluate(trained, splits["test"], "test", options.out, options.workers)))
+    if options.report:
+        print(f"{write_run_report(options.out, trained, splits['test'])}: to look at")
 
 
 def check_numbers(options: Options) -> None:

@@ -137,6 +137,8 @@ class RunOptions:
     """Steps between checkpoints, besides the one after each epoch."""
     tensorboard: bool = False
     """Also write events for TensorBoard into --out (needs avfast[tensorboard])."""
+    report: bool = True
+    """Write report.html at the end: curves, classes, best and worst clips."""
 
     def source(self) -> DataSource:
         """Where the clips are."""

@@ -69,7 +69,14 @@ def test_regions_from_the_cache_are_those_of_the_frames(cached: Path) -> None:
 
 
 def run(data: Path, out: Path, **changes: object) -> None:
-    settings = {"epochs": 1, "batch_size": 8, "backbone": LITE0, "image_size": SIDE, "device": "cpu"}
+    settings = {
+        "epochs": 1,
+        "batch_size": 8,
+        "backbone": LITE0,
+        "image_size": SIDE,
+        "device": "cpu",
+        "report": False,
+    }
     train.main(train.Options(data=data, out=out, **{**settings, **changes}))
 
 

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "finished"
-    train.main(train.Options(data=data, out=out, epochs=2, batch_size=8, device="cpu"))
+    train.main(train.Options(data=data, out=out, epochs=2, batch_size=8, device="cpu", report=False))
     return out
 
 

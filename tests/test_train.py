@@ -29,7 +29,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def options(data: Path, out: Path, **changes: object) -> train.Options:
-    settings = {"epochs": EPOCHS, "batch_size": BATCH, "device": "cpu", "log_every": 1, "save_every": 2}
+    settings = {"epochs": EPOCHS, "batch_size": BATCH, "device": "cpu", "log_every": 1}
+    settings |= {"save_every": 2, "report": False}
     return train.Options(data=data, out=out, **{**settings, **changes})
 
 
@@ -37,13 +38,14 @@ def options(data: Path, out: Path, **changes: object) -> train.Options:
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run."""
     out = tmp_path_factory.mktemp("runs") / "finished"
-    train.main(options(data, out))
+    train.main(options(data, out, report=True))
     return out
 
 
 def command(data: Path, out: Path, *more: str) -> list[str]:
     """The command line of the same run."""
     numbers = ["--epochs", str(EPOCHS), "--batch-size", str(BATCH), "--log-every", "1", "--save-every", "2"]
+    numbers += ["--no-report"]
     program = [sys.executable, "-m", "avfast.train", "--data", str(data), "--out", str(out)]
     return [*program, "--device", "cpu", *numbers, *more]
 
@@ -77,9 +79,12 @@ def test_a_run_leaves_the_files_of_the_contract(finished: Path) -> None:
         "best.pt",
         "scores.csv",
         "curves.png",
+        "report.html",
     }
     assert names == expected
     assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+    page = (finished / "report.html").read_text()
+    assert page.count("<article>") == page.count("data:image/png") - 1 >= 1  # clips, and the curves
     config = json.loads((finished / "config.json").read_text())
     assert (config["seed"], config["recipe"]["epochs"], config["model"]["system"]) == (
         0,
