@@ -41,8 +41,8 @@ from avfast.inference import REGIONS_PER_FRAME, Localizer, readable
 from avfast.localization import Localization
 from avfast.report.exports import audacity_labels, coco_json, events_csv, frame_name
 from avfast.report.figures import WIDTH, save_overview
-from avfast.report.overlay import draw_video
 from avfast.report.localization_page import ShownVideo, browser_media, localization_page
+from avfast.report.overlay import draw_video
 from avfast.runs import load_best, pick_device
 
 SUFFIXES = (".json", ".csv", ".png", ".coco.json", ".audacity.txt", ".mp4", ".frames")
