@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import avfast
+from avfast import train
 from avfast.localization import Localization, Video
 from avfast.metrics import classification
 from avfast.report.localization_page import ShownVideo, browser_media, localization_page
