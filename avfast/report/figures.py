@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +15,11 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from avfast.data import logmel
-from avfast.data.files import write_bytes
 from avfast.data.preview import Preview, Thumbnail
 from avfast.evaluation import cells
 from avfast.localization import ClassResult, Localization
 from avfast.report.colours import text_on
+from avfast.report.figure import any_script, save
 
 WIDTH = 1280  # pixels
 DPI = 100
@@ -48,11 +47,10 @@ Cells = tuple[NDArray[Any], NDArray[Any]]
 
 def save_overview(result: Localization, path: Path, width: int = WIDTH) -> None:
     """Write ``draw_overview`` as a PNG file of a width in pixels."""
-    png = io.BytesIO()
-    draw_overview(result, width).savefig(png, format="png", dpi=DPI)
-    write_bytes(path, png.getvalue())
+    save(draw_overview(result, width), path, DPI)
 
 
+@any_script()
 def draw_overview(result: Localization, width: int = WIDTH) -> Figure:
     """Everything at a glance: what is seen above, what is heard below.
 
@@ -89,6 +87,7 @@ def draw_overview(result: Localization, width: int = WIDTH) -> Figure:
     return figure
 
 
+@any_script()
 def strip_figure(result: Localization, width: int) -> tuple[Figure, tuple[float, float]]:
     """Scores alone, of the classes that were found: what runs below a video.
 
@@ -244,9 +243,10 @@ def shown_classes(result: Localization, least: int = ROWS) -> list[ClassResult]:
 
 def format_time(seconds: float) -> str:
     """Seconds as m:ss or h:mm:ss, with tenths where they matter."""
+    seconds = round(seconds, 1)
     whole = int(seconds)
     text = f"{whole // 3600}:{whole // 60 % 60:02}" if whole >= 3600 else f"{whole // 60}"
-    tenths = f"{seconds - whole:.1f}"[1:] if round(seconds - whole, 1) not in (0.0, 1.0) else ""
+    tenths = f"{seconds - whole:.1f}"[1:] if seconds != whole else ""
     return f"{text}:{whole % 60:02}{tenths}"
 
 
@@ -392,7 +392,7 @@ def _time_axis(axes: Axes, result: Localization) -> float:
 
 def _write_header(figure: Figure, result: Localization, width: float, height: float) -> None:
     video = result.video
-    facts = [format_time(round(video.seconds, 1)), *video.notes, result.run.system]
+    facts = [format_time(video.seconds), *video.notes, result.run.system]
     lines = (
         (0.2, shorten(" ".join(video.name.split()), int(width * 8)), 12, "#000000"),
         (0.42, ", ".join(facts), 8.5, "#444444"),

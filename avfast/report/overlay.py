@@ -22,6 +22,7 @@ from avfast.data.mp4 import write_mp4
 from avfast.data.opencv import cv2
 from avfast.localization import ClassResult, Localization, Region
 from avfast.report.colours import rgb, text_on
+from avfast.report.figure import any_script
 from avfast.report.figures import DPI, strip_figure
 
 Image = NDArray[np.uint8]
@@ -136,6 +137,7 @@ def _paste(canvas: Image, label: Image, x: int, y: int) -> int:
     return width
 
 
+@any_script()
 def _label(text: str, colour: str) -> Image:
     """Text in any script that the fonts have, on a class's colour."""
     figure = Figure(dpi=DPI, facecolor=colour)
@@ -151,7 +153,8 @@ def _label(text: str, colour: str) -> Image:
 
 def _rendered(figure: Figure) -> Image:
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with any_script():
+        canvas.draw()
     return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
