@@ -98,6 +98,21 @@ def test_complaints_name_the_file_and_line(tmp_path: Path, text: str | bytes, co
     assert str(tmp_path / "labels.csv") in str(raised.value)
 
 
+@given(
+    content=st.binary() | st.text().map(str.encode) | st.text('a,;\n"\r \ufeff').map("clip,labels\n{}".format)
+)
+def test_any_content_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, content: str | bytes
+) -> None:
+    folder = tmp_path_factory.mktemp("labels")
+    try:
+        found = labels(folder, content)
+    except InputError as error:
+        assert str(folder / "labels.csv") in str(error)
+    else:
+        assert all(clip.clip and clip.split in SPLITS for clip in found.clips)
+
+
 def test_missing_list(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_labels(tmp_path / "none.csv", tmp_path)
@@ -136,9 +151,7 @@ def test_annotation_complaints(tmp_path: Path, row: str, complaint: str) -> None
         read_annotations(path)
 
 
-names = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\r\0"), min_size=1).map(
-    str.strip
-)
+names = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1).map(str.strip)
 
 
 @given(clip=names.filter(bool), label=names.filter(bool), start=st.floats(0, 1e6), length=st.floats(0, 1e6))

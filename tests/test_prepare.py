@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from preparing import COPIES, contents, copies_csv, job, labels_csv
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from preparing import COPIES, SETTINGS, contents, copies_csv, job, labels_csv
 
 from avfast import sandbox
 from avfast.data import shards
 from avfast.data.clips import Outcome, Settings
-from avfast.data.labels import Annotation, Annotations, annotations_csv
+from avfast.data.files import exclusive
+from avfast.data.labels import Annotation, Annotations, LabelledClip, Labels, annotations_csv
 from avfast.data.logmel import VGGishLogMel
-from avfast.data.preparation import read_manifest
+from avfast.data.preparation import prepare, read_manifest
 from avfast.data.shards import ShardDataset
 from avfast.engines import Engine
 from avfast.errors import InputError
@@ -136,6 +139,22 @@ def test_killed_while_packing(
     assert contents(out) == uninterrupted
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    names=st.sets(st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=300), max_size=5)
+)
+@example(names={"../a", "/etc/passwd", ".", "..", "a\0b", "~", "x" * 300, "copy00.mp4/../../a", "\n", "//"})
+def test_any_name_is_accounted_for(
+    source: Path, tmp_path_factory: pytest.TempPathFactory, names: set[str]
+) -> None:
+    """No name leaves the source folder, and none ends the job."""
+    out = tmp_path_factory.mktemp("names") / "out"
+    clips = tuple(LabelledClip(name, ("x",), "train") for name in sorted(names))
+    with pytest.raises(InputError, match="no clip could be prepared"):
+        prepare(source, Labels(("x",), clips, None), out, SETTINGS, Engine(workers=1))
+    assert sorted(outcome.clip for outcome in read_manifest(out / "manifest.csv")) == sorted(names)
+
+
 def test_finished_work_is_left_alone(source: Path, tmp_path: Path) -> None:
     labels, out = labels_csv(tmp_path, "whole.mp4,cat,train,", "none.mp4,,train,"), tmp_path / "out"
     first = job(source, labels, out)
@@ -182,6 +201,15 @@ def test_a_changed_file_is_prepared_again(
     shutil.copy(source / "silent.mp4", own / "a.mp4")
     assert job(own, labels, out) == [Outcome("a.mp4", "ok", "no sound")]
     assert len(ShardDataset(out, "train", 32, 5, VGGishLogMel())[0].audio) == 0
+
+
+def test_one_run_at_a_time(source: Path, tmp_path: Path) -> None:
+    labels, out = labels_csv(tmp_path, "whole.mp4,cat,train,"), tmp_path / "out"
+    out.mkdir()
+    with exclusive(out), pytest.raises(InputError, match="out: another run is at work here"):
+        job(source, labels, out)
+    assert list(out.iterdir()) == []
+    job(source, labels, out)
 
 
 def test_nothing_could_be_prepared(source: Path, tmp_path: Path) -> None:

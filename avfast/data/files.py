@@ -76,11 +76,15 @@ def _umask() -> int:
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Let one process at a time work in an existing folder; the others wait. The dead hold nothing."""
+def exclusive(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Let one process at a time work in an existing folder. The dead hold nothing.
+
+    Raises:
+        BlockingIOError: Another process works there, and ``wait`` is False.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(descriptor)

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,11 +135,20 @@ def read_annotations(path: Path) -> Annotations:
 
 def annotations_csv(annotations: Annotations) -> str:
     """The text that ``read_annotations`` reads."""
+    rows = (
+        (row.clip, row.modality, row.label, row.start, row.end, *(row.box or ("",) * 4))
+        for row in annotations.rows
+    )
+    return csv_text([_ANNOTATION_COLUMNS, *rows])
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Rows as CSV that gives the same values back, whatever they hold."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_ANNOTATION_COLUMNS)
-    for row in annotations.rows:
-        writer.writerow([row.clip, row.modality, row.label, row.start, row.end, *(row.box or ("",) * 4)])
+    plain = csv.writer(text, lineterminator="\n")
+    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in rows:  # a carriage return ends a line for the reader, but the writer does not quote it
+        (quoted if any("\r" in str(value) for value in row) else plain).writerow(row)
     return text.getvalue()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import errno
 import hashlib
-import io
 import json
 import shutil
 from collections import defaultdict
@@ -19,8 +18,8 @@ from tqdm import tqdm
 from avfast import sandbox
 from avfast.data import shards
 from avfast.data.clips import Outcome, Settings, Staged, Task, inventory, prepare_file
-from avfast.data.files import TEMPORARY_PREFIX, write_json, write_text
-from avfast.data.labels import SPLITS, Annotation, Annotations, Labels, annotations_csv
+from avfast.data.files import TEMPORARY_PREFIX, exclusive, write_json, write_text
+from avfast.data.labels import SPLITS, Annotation, Annotations, Labels, annotations_csv, csv_text
 from avfast.engines import Engine, unordered
 from avfast.errors import InputError
 
@@ -62,13 +61,14 @@ def prepare(
         ``out/manifest.csv``.
 
     Raises:
-        InputError: When ``source`` is missing, ``out`` holds something else or is full, or no clip could be
-            prepared.
+        InputError: When ``source`` is missing, ``out`` holds something else, is in use or full, or no clip
+            could be prepared.
     """
     if not source.is_dir():
         raise InputError(f"{source}: no such folder; give the folder that the labels' paths start from")
     with _explained(out):
         out.mkdir(parents=True, exist_ok=True)
+    with _explained(out), exclusive(out, wait=False):
         staging = out / STAGING
         identity = _identity(labels, settings, shard_bytes)
         if (out / shards.INDEX).is_file():
@@ -93,9 +93,13 @@ def prepare(
 
 @contextmanager
 def _explained(out: Path) -> Iterator[None]:
-    """A full disk as an error that says what to do."""
+    """A full disk, and a folder in use, as errors that say what to do."""
     try:
         yield
+    except BlockingIOError as error:
+        raise InputError(
+            f"{out}: another run is at work here; wait for it, or choose another --out"
+        ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -151,8 +155,15 @@ def _work(
         else:
             todo.append(task)
     calls = ((sandbox.pack(prepare_file, task, settings), limits) for task in todo)
-    unit = "clip" if settings.clip_seconds is None else "file"
-    bar = tqdm(total=len(tasks), initial=len(tasks) - len(todo), desc="prepare", unit=unit, disable=not tasks)
+    bar = tqdm(
+        total=len(tasks),
+        initial=len(tasks) - len(todo),
+        desc="prepare",
+        unit=" clips" if settings.clip_seconds is None else " files",
+        bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]",
+        disable=not tasks,
+    )
+    skipped = 0
     with bar:
         for position, result in unordered(sandbox.run, calls, engine):
             found = result.read()
@@ -160,6 +171,8 @@ def _work(
             if result.death:
                 after = f" after {found[-1].clip.clip}" if found else ""
                 yield Outcome(todo[position].clip.clip, "skipped", result.death + after)
+            skipped += bool(result.death) or any(isinstance(item, Outcome) for item in found)
+            bar.set_postfix(skipped=skipped, refresh=False)
             bar.update()
 
 
@@ -204,11 +217,8 @@ def _state(clip: str, *paths: Path) -> str:
 
 
 def _manifest(outcomes: Sequence[Outcome]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["clip", "status", "reason"])
-    writer.writerows((outcome.clip, outcome.status, outcome.reason) for outcome in outcomes)
-    return text.getvalue()
+    rows = ((outcome.clip, outcome.status, outcome.reason) for outcome in outcomes)
+    return csv_text([("clip", "status", "reason"), *rows])
 
 
 def _identity(labels: Labels, settings: Settings, shard_bytes: int) -> str:
