@@ -146,12 +146,16 @@ def choose_thresholds(predictions: Predictions, rule: ThresholdRule = "global") 
     Args:
         predictions: Of the validation split.
         rule: ``global`` maximises micro-F1 with one threshold for all classes, ``per-class`` the F1 of every
-            class with its own.
+            class with its own. Either is the mean over resamples of the clips, see ``metrics.bagged``.
     """
+    choose: Callable[[FloatArray, BoolArray], float | FloatArray]
     choose = metrics.class_thresholds if rule == "per-class" else metrics.best_threshold
     return Thresholds(
-        choose(predictions.scores, predictions.labels),
-        {modality: choose(scores, predictions.labels) for modality, scores in predictions.views.items()},
+        metrics.bagged(choose, predictions.scores, predictions.labels),
+        {
+            modality: metrics.bagged(choose, scores, predictions.labels)
+            for modality, scores in predictions.views.items()
+        },
     )
 
 

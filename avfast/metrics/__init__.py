@@ -3,7 +3,7 @@
 Scores and labels are NumPy arrays; N clips, C classes. A ratio whose denominator is zero is 0, never NaN.
 """
 
-from avfast.metrics.bootstrap import paired_bootstrap
+from avfast.metrics.bootstrap import bagged, paired_bootstrap
 from avfast.metrics.classification import (
     BoolArray,
     FloatArray,
@@ -35,6 +35,7 @@ __all__ = [
     "Regions",
     "audio_localization",
     "average_precision",
+    "bagged",
     "best_threshold",
     "class_thresholds",
     "classification",
