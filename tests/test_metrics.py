@@ -253,7 +253,7 @@ def test_bootstrap_of_equals_and_of_nothing() -> None:
     assert set(metrics.paired_bootstrap([silent], [silent], silent).values()) == {0.0}
     better = metrics.paired_bootstrap([labels], [silent], labels)
     assert (better["difference"], better["high"]) == (1.0, 1.0)
-    assert better["ahead"] > 0.99  # not where only clips without a label are drawn
+    assert better["ahead"] > 0.97  # not where only clips without a label are drawn, 1 resample in 64
     with pytest.raises(ValueError, match="second: expected decisions of at least one seed"):
         metrics.paired_bootstrap([labels], [], labels)
     with pytest.raises(ValueError, match=r"expected the shape of the labels \[6, 3\], got \[5, 3\]"):
