@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from avfast.data.proposals import gradient_edges
 from avfast.ops import edge_boxes
 
 Maps = tuple[Tensor, Tensor]
@@ -142,6 +143,19 @@ def test_equals_oracle_on_real_frames(real_clips: Path, clip: int) -> None:
     videos = sorted((real_clips / "videos").glob("*.mp4"))
     maps = gradient_maps(frame_of(videos[clip % len(videos)], 10), sigma=1.5)
     assert_equals_oracle(maps, (10, 100))
+
+
+@pytest.mark.parametrize(
+    ("clip", "width", "height"),
+    [(7, 320, 240), (60, 320, 240), (120, 320, 240), (90, 640, 480), (0, 1280, 720)],
+)
+def test_equals_oracle_on_thinned_real_frames(real_clips: Path, clip: int, width: int, height: int) -> None:
+    """The maps of which `prepare` makes proposals."""
+    videos = sorted((real_clips / "videos").glob("*.mp4"))
+    frame = frame_of(videos[clip % len(videos)], 20)
+    frame = cv2.cvtColor(cv2.resize(frame, (width, height), interpolation=cv2.INTER_CUBIC), cv2.COLOR_BGR2RGB)
+    edges, orientation = gradient_edges(frame)
+    assert_equals_oracle((torch.from_numpy(edges), torch.from_numpy(orientation)), (10, 100))
 
 
 @pytest.mark.parametrize(("width", "height"), [(320, 240), (640, 480), (1280, 720), (97, 331)])

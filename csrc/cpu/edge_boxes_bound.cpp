@@ -1,105 +1,133 @@
 // Bounds from the groups that lie wholly inside the largest of a set of boxes.
 #include "edge_boxes_bound.h"
 
-#include <cstring>
-
 namespace avfast::edge_boxes {
 
-Span::Span(int start, int end, int reach, int length) {
-  const auto clip = [length](int value) { return std::clamp(value, 0, length - 1); };
-  outer_start = clip(start - reach);
-  outer_end = clip(end + reach);
-  const int inner_start = clip(start + reach), inner_end = clip(end - reach);
+Span::Span(int outer_start, int outer_end, int inner_start, int inner_end)
+    : outer_start(outer_start), outer_end(outer_end) {
+  const bool single = outer_start == inner_start && outer_end == inner_end;
   middle_first = middle_begin(inner_start, outer_end);
   // Rounding down can take one pixel more from the end of a longer side.
-  middle_last = middle_end(outer_start, inner_end) - (reach == 0 ? 0 : 1);
+  middle_last = middle_end(outer_start, inner_end) - (single ? 0 : 1);
   half = inner_end > inner_start ? (inner_end - inner_start) / 2 : 0;
 }
 
-Bounds::Places::Places(int side, int step, int reach, int length) {
-  for (int i = 0; i < 3; ++i) {
-    place[i] = std::clamp(side + (i - 1) * step, 0, length - 1);
-    outermost[i] = std::clamp(place[i] + (step > 0 ? -reach : reach), 0, length - 1);
+Span Span::around(int start, int end, int reach, int length) {
+  const auto clip = [length](int value) { return std::clamp(value, 0, length - 1); };
+  return {clip(start - reach), clip(end + reach), clip(start + reach), clip(end - reach)};
+}
+
+Bounds::Bounds(const ScoreMaps& maps)
+    : maps_(maps),
+      above_(maps.height + 1),
+      below_(maps.height + 1),
+      left_(maps.groups.count()),
+      right_(left_),
+      top_(left_),
+      bottom_(left_),
+      magnitude_(maps.groups.count()) {}
+
+void Bounds::column(const Span& x, const std::vector<Span>& rows, float* bounds) {
+  int height = maps_.height;
+  for (const Span& y : rows) height = std::min(height, y.outer_end - y.outer_start);
+  std::fill(above_.begin(), above_.end(), 0.0);
+  std::fill(below_.begin(), below_.end(), 0.0);
+  tall_.clear();
+  const CellGroups& groups = maps_.cell_groups;
+  const int64_t end = groups.first[static_cast<int64_t>(x.outer_end / kCell + 1) * groups.rows];
+  for (int64_t i = groups.first[static_cast<int64_t>(x.outer_start / kCell) * groups.rows]; i < end; ++i) {
+    if (groups.left[i] < x.outer_start || groups.right[i] > x.outer_end) continue;
+    above_[groups.top[i] + 1] += groups.magnitude[i];
+    below_[groups.bottom[i] + 1] += groups.magnitude[i];
+    if (groups.bottom[i] - groups.top[i] > height) tall_.push_back(static_cast<int32_t>(i));
+  }
+  for (int y = 0; y < maps_.height; ++y) {
+    above_[y + 1] += above_[y];
+    below_[y + 1] += below_[y];
+  }
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const Span& y = rows[i];
+    // What ends above the box's end less what begins above its start: what is inside less what does the latter alone.
+    double mass = below_[y.outer_end + 1] - above_[y.outer_start];
+    for (const int32_t g : tall_)
+      if (groups.top[g] < y.outer_start && groups.bottom[g] > y.outer_end) mass += groups.magnitude[g];
+    const float inside = static_cast<float>(mass) + rounding(x.outer_start, y.outer_start, x.outer_end, y.outer_end);
+    bounds[i] = norm(x, y) * (inside - middle(x, y)) * kRoundUp;
   }
 }
 
 namespace {
 
-// How many of the outermost places of each side each group lies within, as an offset into Bounds::inside_. Built
-// for two instruction sets where the loader can choose between them.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__GLIBC__)
-__attribute__((target_clones("avx2", "default")))
-#endif
-void find_bins(const CellGroups& groups, int64_t begin, int64_t end, const int (&left)[3], const int (&right)[3],
-               const int (&top)[3], const int (&bottom)[3], int32_t* __restrict bins) {
-  const int32_t* __restrict group_left = groups.left.data();
-  const int32_t* __restrict group_right = groups.right.data();
-  const int32_t* __restrict group_top = groups.top.data();
-  const int32_t* __restrict group_bottom = groups.bottom.data();
-  const int l0 = left[0], l1 = left[1], l2 = left[2], r0 = right[0], r1 = right[1], r2 = right[2];
-  const int t0 = top[0], t1 = top[1], t2 = top[2], b0 = bottom[0], b1 = bottom[1], b2 = bottom[2];
-  for (int64_t i = begin; i < end; ++i) {
-    const int32_t l = group_left[i], r = group_right[i], t = group_top[i], b = group_bottom[i];
-    bins[i - begin] = 64 * ((l > l0) + (l > l1) + (l > l2)) + 16 * ((r < r0) + (r < r1) + (r < r2)) +
-                      4 * ((t > t0) + (t > t1) + (t > t2)) + ((b < b0) + (b < b1) + (b < b2));
+// Where a side may be after its next move, from the outermost place inwards, and where further moves may bring it.
+struct Places {
+  int outermost[3], innermost[3];
+
+  Places(int at, int outwards, int step, int reach, int length) {
+    for (int i = 0; i < 3; ++i) {
+      const int place = std::clamp(at + outwards * (1 - i) * step, 0, length - 1);
+      outermost[i] = std::clamp(place + outwards * reach, 0, length - 1);
+      innermost[i] = std::clamp(place - outwards * reach, 0, length - 1);
+    }
   }
+};
+
+struct SidePlaces {
+  Places left, right, top, bottom;
+};
+
+SidePlaces places_of(const Box& box, Steps steps, int width, int height) {
+  const Steps step = steps.halve() ? steps : Steps{}, reach = step.reach();
+  return {Places(box.x, -1, step.x, reach.x, width), Places(box.x + box.w, 1, step.x, reach.x, width),
+          Places(box.y, -1, step.y, reach.y, height), Places(box.y + box.h, 1, step.y, reach.y, height)};
 }
 
 }  // namespace
 
-void Bounds::sort_groups(const Places& left, const Places& right, const Places& top, const Places& bottom) {
-  std::memset(inside_, 0, sizeof(inside_));
-  float* sums = &inside_[0][0][0][0];
+void Bounds::follow(const Box& box, Steps steps) {
+  const SidePlaces at = places_of(box, steps, maps_.width, maps_.height);
+  const int x0 = at.left.outermost[0], x1 = at.right.outermost[0];
+  const int y0 = at.top.outermost[0], y1 = at.bottom.outermost[0];
   const CellGroups& groups = maps_.cell_groups;
-  constexpr int kChunk = 256;
-  int32_t bins[kChunk];
-  for (int cx = left.outermost[0] / kCell; cx <= right.outermost[0] / kCell; ++cx) {
+  int n = 0;
+  for (int cx = x0 / kCell; cx <= x1 / kCell; ++cx) {
     const int32_t* column = &groups.first[static_cast<int64_t>(cx) * groups.rows];
-    const int64_t end = column[bottom.outermost[0] / kCell + 1];
-    for (int64_t i = column[top.outermost[0] / kCell]; i < end; i += kChunk) {
-      const int64_t chunk_end = std::min(i + kChunk, end);
-      find_bins(groups, i, chunk_end, left.outermost, right.outermost, top.outermost, bottom.outermost, bins);
-      for (int64_t g = i; g < chunk_end; ++g) sums[bins[g - i]] += groups.magnitude[g];
+    const int64_t end = column[y1 / kCell + 1];
+    for (int64_t i = column[y0 / kCell]; i < end; ++i) {
+      left_[n] = groups.left[i];
+      right_[n] = groups.right[i];
+      top_[n] = groups.top[i];
+      bottom_[n] = groups.bottom[i];
+      magnitude_[n] = groups.magnitude[i];
+      n += (groups.left[i] >= x0) & (groups.right[i] <= x1) & (groups.top[i] >= y0) & (groups.bottom[i] <= y1);
     }
   }
-  // A group within the inner places is within the outer ones. Place 0 is outside all three and needs no sum.
-  for (int place = 2; place > 0; --place)
-    for (int i = 0; i < 64; ++i) (&inside_[place][0][0][0])[i] += (&inside_[place + 1][0][0][0])[i];
-  for (int a = 1; a < 4; ++a)
-    for (int place = 2; place > 0; --place)
-      for (int i = 0; i < 16; ++i) (&inside_[a][place][0][0])[i] += (&inside_[a][place + 1][0][0])[i];
-  for (int a = 1; a < 4; ++a) {
-    for (int b = 1; b < 4; ++b) {
-      for (int place = 2; place > 0; --place)
-        for (int i = 0; i < 4; ++i) inside_[a][b][place][i] += inside_[a][b][place + 1][i];
-      for (int c = 1; c < 4; ++c)
-        for (int place = 2; place > 0; --place) inside_[a][b][c][place] += inside_[a][b][c][place + 1];
-    }
-  }
+  count_ = n;
+  rounding_ = rounding(x0, y0, x1, y1);
 }
 
-float Bounds::contained(const Box& box, Steps steps, float threshold) {
-  const bool moves = steps.halve();
-  const Steps rest = moves ? steps.reach() : Steps{}, step = moves ? steps : Steps{};
-  const Places left(box.x, step.x, rest.x, maps_.width), right(box.x + box.w, -step.x, rest.x, maps_.width);
-  const Places top(box.y, step.y, rest.y, maps_.height), bottom(box.y + box.h, -step.y, rest.y, maps_.height);
-  sort_groups(left, right, top, bottom);
-  const auto hull = [&](const std::vector<double>& integral) {
-    return box_sum(integral, maps_.height + 1, left.outermost[0], top.outermost[0], right.outermost[0],
-                   bottom.outermost[0]);
+float Bounds::contained(const Box& box, Steps steps, float threshold) const {
+  const SidePlaces at = places_of(box, steps, maps_.width, maps_.height);
+  BoxPlaces places;
+  for (int i = 0; i < 3; ++i) {
+    places.left[i] = at.left.outermost[i];
+    places.right[i] = at.right.outermost[i];
+    places.top[i] = at.top.outermost[i];
+    places.bottom[i] = at.bottom.outermost[i];
+  }
+  float mass[9][16];
+  kernels_.inside({left_.data(), right_.data(), top_.data(), bottom_.data(), magnitude_.data(), count_}, places, mass);
+  const auto span = [](const Places& start, int i, const Places& end, int j) {
+    return Span(start.outermost[i], end.outermost[j], start.innermost[i], end.innermost[j]);
   };
-  const auto slack =
-      static_cast<float>(hull(maps_.noise) + 2 * maps_.relative_rounding * hull(maps_.ceiling) + maps_.corner_rounding);
-  spans_.clear();
-  for (int j = 0; j < 9; ++j) spans_.push_back(Span(top.place[j / 3], bottom.place[j % 3], rest.y, maps_.height));
-
+  Span rows[9];
+  for (int j = 0; j < 9; ++j) rows[j] = span(at.top, j / 3, at.bottom, j % 3);
   float best = threshold;
   for (int i = 0; i < 9; ++i) {
-    const Span x(left.place[i / 3], right.place[i % 3], rest.x, maps_.width);
+    const Span x = span(at.left, i / 3, at.right, i % 3);
     for (int j = 0; j < 9; ++j) {
-      const float inside = inside_[i / 3 + 1][i % 3 + 1][j / 3 + 1][j % 3 + 1] + slack;
-      const float largest = norm(x, spans_[j]) * kRoundUp;
-      if (inside * largest > best) best = std::max(best, (inside - middle(x, spans_[j])) * largest);
+      const float inside = mass[i][4 * (j / 3) + j % 3 + 5] + rounding_;
+      const float largest = norm(x, rows[j]) * kRoundUp;
+      if (inside * largest > best) best = std::max(best, (inside - middle(x, rows[j])) * largest);
     }
   }
   return best;

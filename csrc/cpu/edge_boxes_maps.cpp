@@ -8,45 +8,55 @@
 namespace avfast::edge_boxes {
 namespace {
 
-// What a cell of an integral image adds to every box over it.
-double added(const float* cell, int64_t stride) {
-  return (static_cast<double>(cell[0]) - cell[-stride]) - (static_cast<double>(cell[-1]) - cell[-stride - 1]);
-}
+// How far an integral is off.
+class Deviation {
+ public:
+  void add(double deviation) {
+    least_ = std::min(least_, deviation);
+    most_ = std::max(most_, deviation);
+  }
+  // Of the sum over any box, which two corners add to and two take from.
+  double of_boxes() const { return 2 * (most_ - least_); }
 
-// Sums in float, in this order of operations, so that scores are reproducible to the bit. What each cell's rounding
-// adds to or takes from the boxes over it goes into the double sums of `ceiling` as an amount that only adds.
+ private:
+  double least_ = 0, most_ = 0;
+};
+
+// Sums in float, in this order of operations, so that scores are reproducible to the bit; in double to see how far off
+// they are.
 void build_integrals(const ColumnMap& edges, float edge_min_mag, ScoreMaps& maps) {
   const int64_t stride = edges.height + 1;
   maps.edge_integral.assign((edges.width + 1) * stride, 0.0f);
   maps.group_integral.assign((edges.width + 1) * stride, 0.0f);
-  maps.ceiling.assign((edges.width + 1) * stride, 0.0);
-  maps.noise.assign((edges.width + 1) * stride, 0.0);
   std::vector<float> anchored(edges.values.size(), 0.0f);
   for (int32_t g = 1; g < maps.groups.count(); ++g) {
     const Group& group = maps.groups.groups[g];
     anchored[edges.at(group.anchor_x, group.anchor_y)] = group.magnitude;
   }
+  std::vector<double> exact_edge(edges.height, 0.0), exact_mass(edges.height, 0.0);
+  Deviation edge_deviation, mass_deviation;
   for (int x = 1; x < edges.width; ++x) {
     const float* edge = &edges.values[edges.at(x, 0)];
     const float* mass = &anchored[edges.at(x, 0)];
     float* edge_sum = &maps.edge_integral[(x + 1) * stride + 1];
     float* mass_sum = &maps.group_integral[(x + 1) * stride + 1];
-    double* ceiling = &maps.ceiling[(x + 1) * stride + 1];
-    double* noise = &maps.noise[(x + 1) * stride + 1];
-    double column = 0, column_noise = 0;
+    double column_edge = 0, column_mass = 0;
     for (int64_t y = 1; y < edges.height; ++y) {
       const float e = edge[y] > edge_min_mag ? edge[y] : 0.0f;
       edge_sum[y] = e + edge_sum[y - stride] + edge_sum[y - 1] - edge_sum[y - stride - 1];
       mass_sum[y] = mass[y] + mass_sum[y - stride] + mass_sum[y - 1] - mass_sum[y - stride - 1];
-      column_noise += std::fabs(added(edge_sum + y, stride) - e) + std::fabs(added(mass_sum + y, stride) - mass[y]);
-      column += mass[y];
-      noise[y] = noise[y - stride] + column_noise;
-      ceiling[y] = ceiling[y - stride] + column + column_noise;
+      column_edge += e;
+      column_mass += mass[y];
+      exact_edge[y] += column_edge;
+      exact_mass[y] += column_mass;
+      edge_deviation.add(edge_sum[y] - exact_edge[y]);
+      mass_deviation.add(mass_sum[y] - exact_mass[y]);
     }
   }
-  // A box's four corners are added up in float.
-  maps.corner_rounding = 4 * std::numeric_limits<float>::epsilon() *
-                         (static_cast<double>(maps.edge_integral.back()) + maps.group_integral.back());
+  // The middle is summed twice, for the bound and for the score; a box's four corners are added up in float.
+  maps.integral_rounding = mass_deviation.of_boxes() + 2 * edge_deviation.of_boxes() +
+                           8 * std::numeric_limits<float>::epsilon() *
+                               (static_cast<double>(maps.edge_integral.back()) + maps.group_integral.back());
 }
 
 // Groups met along each column and each row, a run of pixels of one group counted once.

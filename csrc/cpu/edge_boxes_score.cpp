@@ -7,11 +7,17 @@
 
 namespace avfast::edge_boxes {
 
-Scorer::Scorer(const ScoreMaps& maps) : maps_(maps), reached_(maps.groups.count()), order_(maps.groups.count()) {}
+Scorer::Scorer(const ScoreMaps& maps) : maps_(maps), order_(maps.groups.count()), expanded_(maps.groups.count()) {
+  nodes_.reserve(maps.groups.count());
+  for (int32_t g = 0; g < maps.groups.count(); ++g) {
+    const Group& group = maps.groups.groups[g];
+    nodes_.push_back({group.anchor_x, group.anchor_y, group.magnitude, maps.groups.first[g], maps.groups.first[g + 1]});
+  }
+}
 
-bool Scorer::anchored_inside(const Group& group) const {
-  const auto dx = static_cast<uint32_t>(group.anchor_x - box_.x), dy = static_cast<uint32_t>(group.anchor_y - box_.y);
-  return dx <= static_cast<uint32_t>(box_.w) && dy <= static_cast<uint32_t>(box_.h);
+bool Scorer::anchored_inside(const Node& node) const {
+  const auto dx = static_cast<uint32_t>(node.anchor_x - box_.x), dy = static_cast<uint32_t>(node.anchor_y - box_.y);
+  return (dx <= static_cast<uint32_t>(box_.w)) & (dy <= static_cast<uint32_t>(box_.h));
 }
 
 // Groups that cross the boundary of the box.
@@ -20,7 +26,7 @@ void Scorer::start(const Box& box) {
   count_ = 0;
   removed_ = 0;
   if (++stamp_ == std::numeric_limits<int32_t>::max()) {
-    std::fill(reached_.begin(), reached_.end(), Reached{});
+    for (Node& node : nodes_) node.stamp = 0;
     stamp_ = 1;
   }
   const int64_t height = maps_.height, x0 = box.x, y0 = box.y, x1 = box.x + box.w, y1 = box.y + box.h;
@@ -35,43 +41,47 @@ void Scorer::start(const Box& box) {
   add_row(x0 * height + y1, x1 * height + y1);
   add_column(x0 * height + y0, x0 * height + y1);
   add_column(x1 * height + y0, x1 * height + y1);
+  on_boundary_ = count_;
 }
 
 void Scorer::add_boundary(const std::vector<int32_t>& runs, int32_t begin, int32_t end) {
   for (int32_t i = begin; i < end; ++i) {
-    const int32_t g = runs[i];
-    if (reached_[g].stamp == stamp_) continue;
-    reached_[g] = {stamp_, count_, 1.0f, false};
-    order_[count_++] = g;
-    const Group& group = maps_.groups.groups[g];
-    if (anchored_inside(group)) removed_ += group.magnitude;
+    Node& node = nodes_[runs[i]];
+    if (node.stamp == stamp_) continue;
+    node.stamp = stamp_;
+    node.position = count_;
+    node.weight = 1;
+    expanded_[count_] = false;
+    order_[count_++] = runs[i];
+    if (anchored_inside(node)) removed_ += node.magnitude;
   }
 }
 
 // Follows links inwards until no weight grows; false as soon as more than `limit` is removed. A group whose weight
 // grows is taken up again at once, which fixes the order in which groups are reached.
 bool Scorer::expand(double limit) {
-  const EdgeGroups& groups = maps_.groups;
+  const Neighbour* neighbours = maps_.groups.neighbours.data();
   for (int32_t i = 0; i < count_; ++i) {
-    Reached& from = reached_[order_[i]];
-    if (from.expanded) continue;
-    from.expanded = true;
-    const int32_t g = order_[i];
-    for (int32_t k = groups.first[g]; k < groups.first[g + 1]; ++k) {
-      const float weight = from.weight * groups.neighbours[k].affinity;
+    if (expanded_[i]) continue;
+    expanded_[i] = true;
+    const Node& from = nodes_[order_[i]];
+    const float from_weight = from.weight;
+    for (const Neighbour *link = neighbours + from.first, *end = neighbours + from.last; link != end; ++link) {
+      const float weight = from_weight * link->affinity;
       if (weight < kMinWeight) continue;
-      const int32_t q = groups.neighbours[k].group;
-      Reached& to = reached_[q];
-      const Group& group = maps_.groups.groups[q];
+      Node& to = nodes_[link->group];
       if (to.stamp != stamp_) {
-        if (!anchored_inside(group)) continue;
-        to = {stamp_, count_, weight, false};
-        order_[count_++] = q;
-        removed_ += weight * group.magnitude;
-      } else if (weight > to.weight) {
-        removed_ += (weight - to.weight) * group.magnitude;
+        if (!anchored_inside(to)) continue;
+        to.stamp = stamp_;
+        to.position = count_;
         to.weight = weight;
-        to.expanded = false;
+        expanded_[count_] = false;
+        order_[count_++] = link->group;
+        removed_ += weight * to.magnitude;
+      } else if (weight > to.weight) {
+        removed_ += (weight - to.weight) * to.magnitude;
+        to.weight = weight;
+        expanded_[to.position] = false;
         i = std::min(i, to.position - 1);
       }
     }
@@ -97,8 +107,8 @@ float Scorer::score(Box& box, float floor) {
   start(box);
   if (removed_ > limit || !expand(limit)) return 0;
   for (int32_t i = 0; i < count_; ++i) {
-    const Group& group = maps_.groups.groups[order_[i]];
-    if (anchored_inside(group)) mass -= reached_[order_[i]].weight * group.magnitude;
+    const Node& node = nodes_[order_[i]];
+    if (i >= on_boundary_ || anchored_inside(node)) mass -= node.weight * node.magnitude;
   }
   mass *= norm;
   return mass > floor ? mass : 0;

@@ -29,9 +29,7 @@ struct ScoreMaps {
   EdgeGroups groups;
   std::vector<float> group_integral;  // [(W + 1) * (H + 1)] by columns, of group masses put at the anchors
   std::vector<float> edge_integral;   // [(W + 1) * (H + 1)] of edge magnitudes
-  std::vector<double> ceiling;        // [(W + 1) * (H + 1)] as group_integral, and never less for a larger box
-  std::vector<double> noise;          // [(W + 1) * (H + 1)] of which rounding alone
-  double corner_rounding;             // how far sums of both integrals over a box can be off, given the integrals
+  double integral_rounding;           // how far rounding of the integrals can take their sums over a box apart
   double relative_rounding;           // of a box's mass: what subtracting its groups one by one can lose
   std::vector<int32_t> row_runs;      // groups met along row 0, row 1, ...
   std::vector<int32_t> column_runs;
@@ -64,25 +62,30 @@ class Scorer {
   float score(Box& box, float floor);
 
  private:
-  struct Reached {
+  // A group and the search that reached it last, in one cache line.
+  struct alignas(32) Node {
+    int32_t anchor_x, anchor_y;
+    float magnitude;
+    int32_t first, last;   // bounds in neighbours
     int32_t stamp = 0;     // of the last search that reached the group
     int32_t position = 0;  // in order_
     float weight = 0;      // strength of its connection to the boundary
-    bool expanded = false;
   };
 
   void start(const Box& box);
   void add_boundary(const std::vector<int32_t>& runs, int32_t begin, int32_t end);
   bool expand(double limit);
-  bool anchored_inside(const Group& group) const;
+  bool anchored_inside(const Node& node) const;
 
   const ScoreMaps& maps_;
   Box box_{};
   int32_t stamp_ = 0;
-  int32_t count_ = 0;             // groups connected to the boundary so far
-  double removed_ = 0;            // their mass inside the box, times weight
-  std::vector<Reached> reached_;  // [G]
-  std::vector<int32_t> order_;    // [G] groups in order of reaching
+  int32_t on_boundary_ = 0;        // groups that cross it
+  int32_t count_ = 0;              // groups connected to the boundary so far
+  double removed_ = 0;             // their mass inside the box, times weight
+  std::vector<Node> nodes_;        // [G]
+  std::vector<int32_t> order_;     // [G] groups in order of reaching
+  std::vector<uint8_t> expanded_;  // [G] in the same order
 };
 
 }  // namespace avfast::edge_boxes

@@ -110,6 +110,13 @@ class Search {
     explicit Worker(const ScoreMaps& maps) : scorer(maps), bounds(maps) {}
     Scorer scorer;
     Bounds bounds;
+    int32_t followed = -1;  // a window
+
+    void follow(int32_t index, const Window& window) {
+      if (followed == index) return;
+      followed = index;
+      bounds.follow(window.box, window.steps);
+    }
   };
 
   Steps first_steps(int w, int h) const {
@@ -125,7 +132,7 @@ class Search {
   void raise_threshold();
   std::vector<Proposal> best_found();
 
-  static constexpr size_t kBatch = 1024;  // windows between guesses
+  static constexpr size_t kBatch = 64;  // windows between guesses; four times that for each of several threads
 
   const ScoreMaps& maps_;
   const EdgeBoxesParams& params_;
@@ -145,27 +152,32 @@ Search::Search(const ScoreMaps& maps, const EdgeBoxesParams& params, int threads
 }
 
 void Search::add_windows(const WindowShape& shape) {
-  struct Place {
-    int start, size;
-    Span span;
+  struct Places {
+    std::vector<int> start, size;
+    std::vector<Span> span;
   };
   // Windows are clipped to the frame, which shortens their steps; the whole window's reach is no less.
   const Steps reach = first_steps(shape.w, shape.h).reach();
   const auto places = [](int window, int stride, int reach, int length) {
-    std::vector<Place> out;
+    Places out;
     for (int i = 0; i < length - window + stride; i += stride) {
       const int start = std::min(i, length - 1), end = std::min(i + window, length - 1);
-      out.push_back({start, end - start, Span(start, end, reach, length)});
+      out.start.push_back(start);
+      out.size.push_back(end - start);
+      out.span.push_back(Span::around(start, end, reach, length));
     }
     return out;
   };
-  const std::vector<Place> rows = places(shape.h, shape.stride_y, reach.y, maps_.height);
-  for (const Place& x : places(shape.w, shape.stride_x, reach.x, maps_.width)) {
-    for (const Place& y : rows) {
-      const float bound = workers_[0].bounds.anchored(x.span, y.span);
-      if (bound <= floor_) continue;
-      waiting_.push_back({bound, static_cast<int32_t>(windows_.size()), false});
-      windows_.push_back({{x.start, y.start, x.size, y.size}, 0, first_steps(x.size, y.size), false});
+  const Places columns = places(shape.w, shape.stride_x, reach.x, maps_.width);
+  const Places rows = places(shape.h, shape.stride_y, reach.y, maps_.height);
+  std::vector<float> bounds(rows.span.size());
+  for (size_t x = 0; x < columns.span.size(); ++x) {
+    workers_[0].bounds.column(columns.span[x], rows.span, bounds.data());
+    for (size_t y = 0; y < bounds.size(); ++y) {
+      if (!(bounds[y] > floor_)) continue;
+      const Box box{columns.start[x], rows.start[y], columns.size[x], rows.size[y]};
+      waiting_.push_back({bounds[y], static_cast<int32_t>(windows_.size()), false});
+      windows_.push_back({box, 0, first_steps(box.w, box.h), false});
     }
   }
 }
@@ -191,6 +203,7 @@ void Search::move_sides(Scorer& scorer, Window& window) const {
 Entry Search::look_closer(Worker& worker, int32_t index) {
   Window& window = windows_[index];
   const float least = std::max(threshold_, window.score);
+  worker.follow(index, window);
   const float bound = worker.bounds.contained(window.box, window.steps, least);
   window.promising = bound > least;
   return {bound, index, bound == window.score};
@@ -244,16 +257,22 @@ void Search::resolve_above_threshold() {
   waiting_.erase(above, waiting_.end());
   std::sort(entries.begin(), entries.end());
   const int threads = static_cast<int>(workers_.size());
-  for (size_t begin = 0; begin < entries.size(); begin += kBatch) {
-    const int64_t size = static_cast<int64_t>(std::min(kBatch, entries.size() - begin));
+  const size_t batch_size = threads > 1 ? 4 * kBatch * threads : kBatch;
+  for (size_t begin = 0; begin < entries.size(); begin += batch_size) {
+    const int64_t size = static_cast<int64_t>(std::min(batch_size, entries.size() - begin));
     Entry* batch = &entries[begin];
+    if (batch->bound <= threshold_) {
+      waiting_.insert(waiting_.end(), entries.begin() + begin, entries.end());
+      break;
+    }
     std::atomic<int64_t> next{0};
 #pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
     for (int t = 0; t < threads; ++t)
       for (int64_t i; (i = next++) < size;) resolve(workers_[t], batch[i]);
+    const size_t found = found_.size();
     for (int64_t i = 0; i < size; ++i)
       if (batch[i].resolved || batch[i].bound > floor_) (batch[i].resolved ? found_ : waiting_).push_back(batch[i]);
-    raise_threshold();
+    if (found_.size() > found) raise_threshold();
   }
 }
 

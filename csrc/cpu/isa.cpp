@@ -35,6 +35,13 @@ const MilKernels<T, A>& mil_kernels() {
   return *baseline::mil_table<T, A>();
 }
 
+const EdgeBoxesKernels& edge_boxes_kernels() {
+#ifdef AVFAST_X86
+  if (active_isa() == Isa::kAvx2) return *avx2::edge_boxes_table();
+#endif
+  return *baseline::edge_boxes_table();
+}
+
 template const RoiPoolKernels<double>& roi_pool_kernels<double>();
 template const RoiPoolKernels<float>& roi_pool_kernels<float>();
 template const RoiPoolKernels<Half>& roi_pool_kernels<Half>();

@@ -84,18 +84,38 @@ struct MilKernels {
                    const A* output, T* grad_scores, T* grad_logits);
 };
 
+// The first and last pixels of edge groups, [count] each.
+struct GroupSpans {
+  const int32_t *left, *right, *top, *bottom;
+  const float* magnitude;
+  int count;
+};
+
+// Three places for each side of a box, from the outermost inwards.
+struct BoxPlaces {
+  int32_t left[3], right[3], top[3], bottom[3];
+};
+
+struct EdgeBoxesKernels {
+  // mass[3 * l + r][4 * (t + 1) + b + 1]: of the groups wholly inside the box of these places; the rest of `mass` is
+  // without meaning.
+  void (*inside)(const GroupSpans& groups, const BoxPlaces& at, float (&mass)[9][16]);
+};
+
 // Kernels of the active instruction set, for double, float, Half and BFloat16.
 template <typename T>
 const RoiPoolKernels<T>& roi_pool_kernels();
 template <typename T, typename A>
 const MilKernels<T, A>& mil_kernels();
+const EdgeBoxesKernels& edge_boxes_kernels();
 
-#define AVFAST_DECLARE_ISA(isa)              \
-  namespace isa {                            \
-  template <typename T>                      \
-  const RoiPoolKernels<T>* roi_pool_table(); \
-  template <typename T, typename A>          \
-  const MilKernels<T, A>* mil_table();       \
+#define AVFAST_DECLARE_ISA(isa)               \
+  namespace isa {                             \
+  template <typename T>                       \
+  const RoiPoolKernels<T>* roi_pool_table();  \
+  template <typename T, typename A>           \
+  const MilKernels<T, A>* mil_table();        \
+  const EdgeBoxesKernels* edge_boxes_table(); \
   }
 AVFAST_DECLARE_ISA(baseline)
 AVFAST_DECLARE_ISA(avx2)
