@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <limits>
 
 #include "edge_boxes_bound.h"
 
@@ -111,6 +112,8 @@ class Search {
     Scorer scorer;
     Bounds bounds;
     int32_t followed = -1;  // a window
+    float excluded = 1;     // running mean of how often a closer look excludes a window between rounds
+    int32_t skipped = 0;    // looks
 
     void follow(int32_t index, const Window& window) {
       if (followed == index) return;
@@ -142,6 +145,7 @@ class Search {
   std::vector<Window> windows_;
   std::vector<Entry> waiting_;  // neither resolved nor out of the question
   std::vector<Entry> found_;    // resolved
+  size_t guessed_from_ = 0;     // how many were, when the threshold was last guessed
   std::vector<Worker> workers_;
 };
 
@@ -217,7 +221,13 @@ Entry Search::advance(Worker& worker, int32_t index) {
   if (window.score == 0) return {0, index, false};
   if (!window.steps.halve()) return {window.score, index, true};
   move_sides(worker.scorer, window);
-  return look_closer(worker, index);
+  constexpr float kWorthALook = 0.15f, kMemory = 1.0f / 64;
+  // Now and then one looks all the same, since the threshold rises.
+  if (worker.excluded < kWorthALook && ++worker.skipped % 8 != 0)
+    return {std::numeric_limits<float>::infinity(), index, false};
+  const Entry entry = look_closer(worker, index);
+  worker.excluded += kMemory * (static_cast<float>(!window.promising) - worker.excluded);
+  return entry;
 }
 
 // Advances a window until it is resolved or cannot exceed the threshold.
@@ -269,14 +279,14 @@ void Search::resolve_above_threshold() {
 #pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
     for (int t = 0; t < threads; ++t)
       for (int64_t i; (i = next++) < size;) resolve(workers_[t], batch[i]);
-    const size_t found = found_.size();
     for (int64_t i = 0; i < size; ++i)
       if (batch[i].resolved || batch[i].bound > floor_) (batch[i].resolved ? found_ : waiting_).push_back(batch[i]);
-    if (found_.size() > found) raise_threshold();
+    if (found_.size() > guessed_from_ + guessed_from_ / 8) raise_threshold();
   }
 }
 
 void Search::raise_threshold() {
+  guessed_from_ = found_.size();
   const std::vector<Proposal> best = best_found();
   if (static_cast<int64_t>(best.size()) == params_.max_boxes)
     threshold_ = std::max(threshold_, std::nextafter(best.back().score, 0.0f));
