@@ -59,11 +59,6 @@ def test_the_run_keeps_both_kinds_of_thresholds(finished: Path, tmp_path: Path) 
     own = checkpoint.load(finished / "best.pt")["thresholds"]["per-class"]["scores"]
     assert [entry["threshold"] for entry in summary["per_class"].values()] == own
     assert len(set(own)) > 1
-    evaluate.main(evaluate.Options(finished, split="val", out=tmp_path, device="cpu"))
-    one = json.loads((tmp_path / "metrics.json").read_text())
-    # On the split that chose them, no class does worse with its own threshold than with the common one.
-    for name, entry in summary["per_class"].items():
-        assert entry["f1"] >= one["per_class"][name]["f1"]
 
 
 def test_other_classes_are_refused(finished: Path, tmp_path: Path) -> None:
