@@ -17,6 +17,7 @@ import avfast
 from avfast import train
 from avfast.localization import Localization, Video
 from avfast.metrics import classification
+from avfast.report.comparison_page import comparison_page
 from avfast.report.localization_page import ShownVideo, browser_media, localization_page
 from avfast.report.page import as_json
 from avfast.report.training_page import ScoredSplit, training_page
@@ -269,3 +270,13 @@ def test_best_and_worst_clips() -> None:
 
 def browser_pixel() -> bytes:
     return cv2.imencode(".png", np.zeros((1, 1, 3), np.uint8))[1].tobytes()
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_the_comparison_page_shows_its_tables(open_page: Any, tmp_path: Path, width: int) -> None:
+    text = f"# Comparison\n\n| system | F1 |\n| --- | --- |\n| {HOSTILE} | 0.5 |\n"
+    (tmp_path / "per_class.png").write_bytes(browser_pixel())
+    page = open_page(comparison_page(text, tmp_path), width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("td").first.text_content() == HOSTILE.replace("&amp;", "&")  # Markdown knows entities
+    assert page.locator("figure").count() == 1

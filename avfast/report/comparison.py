@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from avfast.data.files import write_json, write_text
 from avfast.data.label_lists import DCASE2017_CLASSES
 from avfast.report.colours import INK, PALETTE, PAPER
+from avfast.report.comparison_page import comparison_page
 from avfast.report.figure import save
 
 SOUND_COLOUR, PICTURE_COLOUR, BOTH_COLOUR = PALETTE[0], PALETTE[1], INK
@@ -48,8 +49,8 @@ PUBLISHED = {
 
 
 def write_report(comparison: Mapping[str, Any], folder: Path) -> str:
-    """Write ``table.json``, ``table.md`` and ``per_class.png``, and where its systems are there
-    ``complementarity.json`` and ``complementarity.png``.
+    """Write ``table.json``, ``table.md``, ``per_class.png`` and ``report.html``, and where its systems are
+    there ``complementarity.json`` and ``complementarity.png``.
 
     Args:
         comparison: What ``avfast.comparison.compare`` returned.
@@ -76,6 +77,7 @@ def write_report(comparison: Mapping[str, Any], folder: Path) -> str:
         draw_shares(left, parts)
         draw_alone_and_silenced(right, parts)
         save(figure, folder / "complementarity.png")
+    write_text(folder / "report.html", comparison_page(text, folder))
     return text
 
 
@@ -175,7 +177,7 @@ def _rows(axes: Axes, names: Sequence[str]) -> Axes:
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(min(0.0, axes.get_xlim()[0]), 1.02)
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize=8)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=5, ncols=2, fontsize=8)
     return axes
 
 
