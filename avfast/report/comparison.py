@@ -177,7 +177,7 @@ def _rows(axes: Axes, names: Sequence[str]) -> Axes:
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(min(0.0, axes.get_xlim()[0]), 1.02)
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=5, ncols=2, fontsize=8)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=3.5, ncols=2, fontsize=8)
     return axes
 
 
