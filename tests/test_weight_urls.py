@@ -259,7 +259,7 @@ def test_options_of_vggish_reach_the_network() -> None:
     assert isinstance(network().vggish.embeddings[-1], nn.ReLU)
     assert isinstance(network(vggish_relu=False).vggish.embeddings[-1], nn.Identity)
     assert network().pproc is None
-    with_pca = network(vggish_pca=True)
+    with_pca = network(vggish_pca=True).eval()
     assert isinstance(with_pca.pproc, VGGishPCA)
     with_pca.vggish, with_pca.pproc, with_pca.head = nn.Identity(), VGGishPCA(), nn.Identity()
     assert with_pca(torch.full((1, 128), 5.0)).unique().tolist() == [2.0]
