@@ -93,7 +93,7 @@ class Options(RunOptions):
     patience: int | None = None
     """Stop after so many epochs without a better validation score; 0 never stops. Default: 0."""
     keep: Keep | None = None
-    """Keep the epoch that is best on validation, or the last. Default: what suits the system."""
+    """Keep the epoch that is best on validation, or the last. Default: the last where clips are few."""
     balanced: bool | None = None
     """Draw clips class by class in turn. Default: only for the gated CRNN."""
     class_weights: bool | None = None
