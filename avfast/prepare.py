@@ -21,8 +21,8 @@ or 'skipped' with the reason. A run that was interrupted goes on where it stoppe
 given again. A file that crashes its decoder, hangs or wants too much memory costs its own clip alone.
 
 With --clip-seconds N each file is cut into clips named FILE#START-END, and each clip has all labels of its
-file. What is left at a file's end makes a clip if it is at least half as long. Without it a file is one clip,
-and longer than an hour is skipped.
+file. A rest shorter than N/2 lengthens the last clip. Where a file crashes its decoder, the clips before that
+are kept. Without the option a file is one clip, and one longer than an hour is skipped.
 
 The program exits with 0 when it has prepared what can be prepared, with 1 when clips were skipped by errors
 that it did not foresee, and with 2 when nothing could be done.
@@ -109,7 +109,8 @@ def main(options: Options) -> None:
     limits = Limits(options.clip_timeout, int(options.clip_memory * 2**30))
     labels = read_labels(options.labels, options.source, options.format)
     edges = "a structured forest" if options.edge_model else "gradients"
-    print(f"{len(labels.clips)} clips, {options.engine}, OpenCV's EdgeBoxes on edges from {edges}")
+    pool = f"{options.engine} on {options.workers or 'all'} cores"
+    print(f"{len(labels.clips)} clips, {pool}, OpenCV's EdgeBoxes on edges from {edges}")
     shard_bytes = int(options.shard_size * 2**20)
     outcomes = prepare(options.source, labels, options.out, settings, engine, limits, shard_bytes)
     print(f"{options.out}: {_summary(outcomes)}; see {MANIFEST}")
@@ -119,8 +120,9 @@ def main(options: Options) -> None:
     unexpected = [outcome for outcome in outcomes if outcome.reason.startswith(UNEXPECTED)]
     if unexpected:
         first = f"{unexpected[0].clip!r}: {unexpected[0].reason}"
+        count = len(unexpected)
         print(
-            f"{len(unexpected)} CLIPS FAILED IN A WAY NOBODY FORESAW, please report: {first}", file=sys.stderr
+            f"ERROR: {count} of the clips failed unexpectedly, please report this: {first}", file=sys.stderr
         )
         sys.exit(1)
 

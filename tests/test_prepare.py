@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 from preparing import COPIES, SETTINGS, contents, copies_csv, job, labels_csv
 
 from avfast import sandbox
+from avfast.cli import run
 from avfast.data import shards
 from avfast.data.clips import Outcome, Settings
 from avfast.data.files import exclusive
@@ -229,14 +229,24 @@ def test_nothing_could_be_prepared(source: Path, tmp_path: Path) -> None:
         (["SOURCE", "--labels", "LABELS", "--out", "LABELS"], "labels.csv: File exists"),
     ],
 )
-def test_complaints(source: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_complaints(
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
     places = {"SOURCE": str(source), "LABELS": str(labels_csv(tmp_path, "whole.mp4,cat,train,"))}
-    command = [sys.executable, "-m", "avfast.prepare", *(places.get(part, part) for part in arguments)]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-    assert ended.returncode == 2
-    assert ended.stderr.startswith("avfast.prepare: error: ")
-    assert ended.stderr.count("\n") == 1
-    assert message in ended.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["prepare", *(places.get(part, part) for part in arguments)])
+    with pytest.raises(SystemExit) as ended:
+        run(main, Options)
+    complaint = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert complaint.startswith("avfast.prepare: error: ")
+    assert complaint.count("\n") == 1
+    assert message in complaint
 
 
 @pytest.mark.parametrize(

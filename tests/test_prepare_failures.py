@@ -33,7 +33,7 @@ def test_kill_and_run_again(source: Path, tmp_path: Path, uninterrupted: dict[st
     ]
     for moment in moments:
         with program(source, labels, out) as process:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 300
             while not (out.is_dir() and moment()) and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.0005)
             os.killpg(process.pid, signal.SIGKILL)
@@ -41,7 +41,7 @@ def test_kill_and_run_again(source: Path, tmp_path: Path, uninterrupted: dict[st
             assert enough <= len(list((out / ".staging").glob("*.tar"))) < COPIES
             assert not (out / "index.json").exists()
     with program(source, labels, out) as again:
-        assert again.wait(timeout=120) == 0
+        assert again.wait(timeout=300) == 0
     assert contents(out) == uninterrupted
 
 
@@ -122,10 +122,10 @@ def test_bad_decoders_cost_one_clip_each(source: Path, tmp_path: Path) -> None:
     limits = ["--clip-timeout", 6, "--clip-memory", 0.5]
     pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "env": environment}
     with program(own, labels, tmp_path / "out", *limits, **pipes) as process:
-        printed, complaint = process.communicate(timeout=120)
+        printed, complaint = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "2 clips prepared, 4 skipped (0 not there, 4 not usable)" in printed
-    assert "1 CLIPS FAILED IN A WAY NOBODY FORESAW" in complaint
+    assert "ERROR: 1 of the clips failed unexpectedly, please report this: 'bug.mp4'" in complaint
     assert "Traceback" not in complaint
     assert read_manifest(tmp_path / "out" / "manifest.csv") == [
         Outcome("bug.mp4", "skipped", "unexpected error: KeyError: 'nobody thought of it'"),

@@ -207,10 +207,17 @@ def _or_reason(
         yield from clips
     except InputError as error:
         yield str(error)
-    except MemoryError:
-        yield "needs more memory than a clip may take; see --clip-memory"
     except Exception as error:  # whatever a file provokes in a decoder, the other clips go on
-        yield f"{UNEXPECTED}{type(error).__name__}: {error}"
+        if _wants_memory(error):
+            yield "needs more memory than a clip may take; see --clip-memory"
+        else:
+            yield f"{UNEXPECTED}{type(error).__name__}: {error}"
+
+
+def _wants_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or (
+        isinstance(error, cv2.error) and getattr(error, "code", None) == cv2.Error.StsNoMem
+    )
 
 
 def _encoded(task: Task, settings: Settings) -> Iterator[tuple[Seconds, shards.Members]]:
