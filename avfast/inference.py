@@ -83,7 +83,7 @@ class Localizer:
         """Localise the events of one file.
 
         The file is scored in overlapping windows of the training clips' length, each prepared just as those
-        were, so that a video of that length gets the very scores that ``avfast.evaluate`` gives it. Memory
+        were, so that a video of that length gets the scores that ``avfast.evaluate`` gives it. Memory
         does not grow with the video but for the result.
 
         Args:

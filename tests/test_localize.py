@@ -12,11 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import media_maker
+import nbformat
 import numpy as np
 import pytest
 import soundfile
 import tiny_shards
 import torch
+from nbclient import NotebookClient
 
 import avfast
 from avfast import cli, evaluation, localize, metrics, train
@@ -300,3 +302,14 @@ def test_importing_avfast_stays_light() -> None:
         "assert not {'torch', 'cv2', 'av', 'matplotlib'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, env=os.environ)
+
+
+def test_the_example_notebook_runs(run: Path) -> None:
+    notebook = nbformat.read(Path(__file__).parent.parent / "examples" / "localize.ipynb", as_version=4)
+    (given,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
+    video = run.parent / "clips" / "17.mp4"
+    given.source = f"from pathlib import Path\nrun, video = Path({str(run)!r}), Path({str(video)!r})"
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert sum("image/png" in output.get("data", ()) for output in outputs) == 3
+    assert any("visual" in output.get("text", "") for output in outputs)  # the table of events
