@@ -23,7 +23,10 @@ from avfast.report.figure import any_script, save
 
 WIDTH = 1280  # pixels
 DPI = 100
-MARGIN_LEFT, MARGIN_RIGHT = 1.05, 0.15  # inches
+MARGIN_RIGHT = 0.15  # inches
+LETTER = 0.072  # inches, about, of a class's name
+NARROW = 8.0  # inches; in narrower figures names are cut shorter
+TILE_REGIONS = 3  # drawn in a frame of the strip, the best ones
 ROW_HEIGHT, SPECTROGRAM_HEIGHT, GAP = 0.22, 1.1, 0.34  # inches
 STRIP_HEIGHTS = 0.5, 1.8  # inches, least and greatest
 TILE_WIDTH = 1.0  # inches, about
@@ -62,7 +65,8 @@ def draw_overview(result: Localization, width: int = WIDTH) -> Figure:
         The figure; its height follows from what there is to show.
     """
     inches = width / DPI
-    inner = inches - MARGIN_LEFT - MARGIN_RIGHT
+    margin = _margin(shown_classes(result), inches)
+    inner = inches - margin - MARGIN_RIGHT
     count = len(shown_classes(result))
     panels: list[tuple[float, Any]] = []
     if result.video.frame_times and result.preview is not None:
@@ -78,7 +82,7 @@ def draw_overview(result: Localization, width: int = WIDTH) -> Figure:
     figure = Figure(figsize=(inches, height), dpi=DPI)
     top = height - header
     for h, draw in panels:
-        place = (MARGIN_LEFT / inches, (top - h) / height, inner / inches, h / height)
+        place = (margin / inches, (top - h) / height, inner / inches, h / height)
         axes = figure.add_axes(place)
         draw(axes, result)
         axes.tick_params(labelbottom=draw is panels[-1][1])
@@ -107,13 +111,14 @@ def strip_figure(result: Localization, width: int) -> tuple[Figure, tuple[float,
     inches, panel = width / DPI, len(classes) * ROW_HEIGHT
     height = len(panels) * (panel + GAP) + 0.2
     figure = Figure(figsize=(inches, height), dpi=DPI)
-    inner = inches - MARGIN_LEFT - MARGIN_RIGHT
+    margin = _margin(classes, inches)
+    inner = inches - margin - MARGIN_RIGHT
     for index, (draw, _) in enumerate(panels):
         bottom = height - (index + 1) * (panel + GAP) + 0.12
-        axes = figure.add_axes((MARGIN_LEFT / inches, bottom / height, inner / inches, panel / height))
+        axes = figure.add_axes((margin / inches, bottom / height, inner / inches, panel / height))
         draw(axes, result, classes)
         axes.tick_params(labelbottom=index == len(panels) - 1)
-    return figure, (MARGIN_LEFT * DPI, (inches - MARGIN_RIGHT) * DPI)
+    return figure, (margin * DPI, (inches - MARGIN_RIGHT) * DPI)
 
 
 def draw_filmstrip(axes: Axes, result: Localization) -> Axes:
@@ -314,7 +319,7 @@ def _chip(axes: Axes, entry: ClassResult, row: int) -> None:
     axes.text(
         -6 / axes.bbox.width,
         1 - (row + 0.5) / axes.get_ylim()[0],
-        shorten(entry.name, 15),
+        shorten(entry.name, _letters(axes.bbox.width / _dpi(axes))),
         transform=axes.transAxes,
         ha="right",
         va="center",
@@ -334,24 +339,25 @@ def _draw_tile(axes: Axes, result: Localization, tile: Thumbnail, extent: tuple[
     left, right, bottom, top = extent
     axes.imshow(tile.image, extent=(left, right, bottom, top), aspect="auto", interpolation="antialiased")
     x_scale, y_scale = (right - left) / result.video.width, (top - bottom) / result.video.height
-    for entry in result.classes:
-        for region in [region for region in entry.seen() if region.time == tile.time][:1]:
-            x1, y1, x2, y2 = region.box
-            corner = left + x1 * x_scale, top - y2 * y_scale
-            size = (x2 - x1) * x_scale, (y2 - y1) * y_scale
-            axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor="black", linewidth=3))
-            axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=entry.colour, linewidth=1.6))
-            axes.text(
-                corner[0],
-                top - y1 * y_scale,
-                shorten(entry.name, 10),
-                fontsize=6.5,
-                va="bottom" if y1 > 0.15 * result.video.height else "top",
-                color=text_on(entry.colour),
-                parse_math=False,
-                clip_on=True,
-                bbox={"facecolor": entry.colour, "edgecolor": "none", "pad": 1},
-            )
+    best = [next((r for r in entry.seen() if r.time == tile.time), None) for entry in result.classes]
+    pairs = [(entry, region) for entry, region in zip(result.classes, best, strict=True) if region]
+    for entry, region in sorted(pairs, key=lambda pair: -pair[1].score)[:TILE_REGIONS]:
+        x1, y1, x2, y2 = region.box
+        corner = left + x1 * x_scale, top - y2 * y_scale
+        size = (x2 - x1) * x_scale, (y2 - y1) * y_scale
+        axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor="black", linewidth=3))
+        axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=entry.colour, linewidth=1.6))
+        axes.text(
+            corner[0],
+            top - y1 * y_scale,
+            shorten(entry.name, 10),
+            fontsize=6.5,
+            va="bottom" if y1 > 0.15 * result.video.height else "top",
+            color=text_on(entry.colour),
+            parse_math=False,
+            clip_on=True,
+            bbox={"facecolor": entry.colour, "edgecolor": "none", "pad": 1},
+        )
     axes.text(
         left,
         bottom,
@@ -414,6 +420,17 @@ def _verdict(result: Localization) -> str:
 
 def _caption(axes: Axes, text: str) -> None:
     axes.set_title(text, fontsize=8, loc="left", pad=3, color="#444444")
+
+
+def _letters(width: float) -> int:
+    """Letters of a class's name that are shown in a figure, or beside axes, of a width in inches."""
+    return 15 if width < NARROW else 32
+
+
+def _margin(classes: Sequence[ClassResult], width: float) -> float:
+    """Inches that the names of classes, or the pitches, need left of the time axis."""
+    longest = max((len(entry.name) for entry in classes), default=0)
+    return max(0.7, 0.25 + LETTER * min(longest, _letters(width)))
 
 
 def _strip_height(result: Localization, inner: float) -> float:
