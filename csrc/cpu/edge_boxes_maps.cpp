@@ -59,22 +59,39 @@ void build_integrals(const ColumnMap& edges, float edge_min_mag, ScoreMaps& maps
                                (static_cast<double>(maps.edge_integral.back()) + maps.group_integral.back());
 }
 
-// Groups met along each column and each row, a run of pixels of one group counted once.
+// Groups met along each column and each row, a run of pixels of one group counted once. Both are found column by
+// column, since rows lie far apart in memory.
 void build_runs(int width, int height, ScoreMaps& maps) {
   const std::vector<int32_t>& ids = maps.groups.ids;
-  maps.column_end.resize(ids.size());
-  maps.row_end.resize(ids.size());
-  const auto scan = [&](int64_t begin, int64_t step, int length, std::vector<int32_t>& runs,
-                        std::vector<int32_t>& end) {
-    int32_t previous = 0;
-    for (int64_t p = begin, i = 0; i < length; ++i, p += step) {
-      if (ids[p] != 0 && ids[p] != previous) runs.push_back(ids[p]);
-      previous = ids[p];
-      end[p] = static_cast<int32_t>(runs.size());
+  std::vector<int32_t> last(height, 0), next(height + 1, 0);
+  const auto for_each_run_in_rows = [&](const auto& visit) {
+    std::fill(last.begin(), last.end(), 0);
+    for (int x = 0; x < width; ++x) {
+      const int64_t column = static_cast<int64_t>(x) * height;
+      for (int y = 0; y < height; ++y) {
+        const int32_t id = ids[column + y];
+        visit(column + y, y, id, id != 0 && id != last[y]);
+        last[y] = id;
+      }
     }
   };
-  for (int x = 0; x < width; ++x) scan(static_cast<int64_t>(x) * height, 1, height, maps.column_runs, maps.column_end);
-  for (int y = 0; y < height; ++y) scan(y, height, width, maps.row_runs, maps.row_end);
+  for_each_run_in_rows([&](int64_t, int y, int32_t, bool begins) { next[y + 1] += begins; });
+  for (int y = 0; y < height; ++y) next[y + 1] += next[y];
+  maps.row_runs.resize(next[height] + 1);  // and one more, to write where no run begins
+  maps.run_ends.resize(ids.size());
+  for_each_run_in_rows([&](int64_t p, int y, int32_t id, bool begins) {
+    maps.row_runs[next[y]] = begins ? id : maps.row_runs[next[y]];
+    next[y] += begins;
+    maps.run_ends[p].row = 2 * static_cast<uint32_t>(next[y]) + (id != 0);
+  });
+  for (int x = 0; x < width; ++x) {
+    int32_t previous = 0;
+    for (int64_t p = static_cast<int64_t>(x) * height, end = p + height; p < end; ++p) {
+      if (ids[p] != 0 && ids[p] != previous) maps.column_runs.push_back(ids[p]);
+      previous = ids[p];
+      maps.run_ends[p].column = 2 * static_cast<uint32_t>(maps.column_runs.size()) + (ids[p] != 0);
+    }
+  }
 }
 
 void sort_into_cells(ScoreMaps& maps) {

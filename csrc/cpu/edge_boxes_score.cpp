@@ -30,17 +30,12 @@ void Scorer::start(const Box& box) {
     stamp_ = 1;
   }
   const int64_t height = maps_.height, x0 = box.x, y0 = box.y, x1 = box.x + box.w, y1 = box.y + box.h;
-  const std::vector<int32_t>& ids = maps_.groups.ids;
-  const auto add_row = [&](int64_t left, int64_t right) {
-    add_boundary(maps_.row_runs, maps_.row_end[left] - (ids[left] != 0), maps_.row_end[right]);
-  };
-  const auto add_column = [&](int64_t top, int64_t bottom) {
-    add_boundary(maps_.column_runs, maps_.column_end[top] - (ids[top] != 0), maps_.column_end[bottom]);
-  };
-  add_row(x0 * height + y0, x1 * height + y0);
-  add_row(x0 * height + y1, x1 * height + y1);
-  add_column(x0 * height + y0, x0 * height + y1);
-  add_column(x1 * height + y0, x1 * height + y1);
+  const RunEnds top_left = maps_.run_ends[x0 * height + y0], top_right = maps_.run_ends[x1 * height + y0];
+  const RunEnds bottom_left = maps_.run_ends[x0 * height + y1], bottom_right = maps_.run_ends[x1 * height + y1];
+  add_boundary(maps_.row_runs, RunEnds::begin(top_left.row), RunEnds::end(top_right.row));
+  add_boundary(maps_.row_runs, RunEnds::begin(bottom_left.row), RunEnds::end(bottom_right.row));
+  add_boundary(maps_.column_runs, RunEnds::begin(top_left.column), RunEnds::end(bottom_left.column));
+  add_boundary(maps_.column_runs, RunEnds::begin(top_right.column), RunEnds::end(bottom_right.column));
   on_boundary_ = count_;
 }
 

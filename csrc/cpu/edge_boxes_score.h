@@ -23,6 +23,16 @@ struct CellGroups {
   std::vector<float> magnitude;                   // [G - 1]
 };
 
+// Where the runs of groups that begin at or before a pixel end, in ScoreMaps::row_runs and column_runs.
+struct RunEnds {
+  uint32_t row;     // twice the end, plus 1 if the pixel itself lies in a group
+  uint32_t column;  // likewise
+
+  static int32_t end(uint32_t code) { return static_cast<int32_t>(code >> 1); }
+  // Of the runs of a line from this pixel on.
+  static int32_t begin(uint32_t code) { return end(code) - static_cast<int32_t>(code & 1); }
+};
+
 // What a frame's scores are computed from; read-only once built.
 struct ScoreMaps {
   int width, height;
@@ -33,10 +43,9 @@ struct ScoreMaps {
   double relative_rounding;           // of a box's mass: what subtracting its groups one by one can lose
   std::vector<int32_t> row_runs;      // groups met along row 0, row 1, ...
   std::vector<int32_t> column_runs;
-  std::vector<int32_t> row_end;     // [W * H] end in row_runs of the runs that begin at or before (x, y)
-  std::vector<int32_t> column_end;  // [W * H]
-  CellGroups cell_groups;           // what lies near a box
-  std::vector<float> norm;          // by w / 2 + h / 2: its -kappa'th power
+  std::vector<RunEnds> run_ends;  // [W * H] by columns
+  CellGroups cell_groups;         // what lies near a box
+  std::vector<float> norm;        // by w / 2 + h / 2: its -kappa'th power
 };
 
 ScoreMaps build_score_maps(const ColumnMap& edges, const ColumnMap& orientation, const EdgeBoxesParams& params);
