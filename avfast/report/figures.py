@@ -30,6 +30,7 @@ TILE_REGIONS = 3  # drawn in a frame of the strip, the best ones
 ROW_HEIGHT, SPECTROGRAM_HEIGHT, GAP = 0.22, 1.1, 0.34  # inches
 STRIP_HEIGHTS = 0.5, 1.8  # inches, least and greatest
 TILE_WIDTH = 1.0  # inches, about
+FILLED_BELOW = 10  # pixels; shorter events are bars
 CONNECTOR = 0.1  # share of the strip's height
 
 ROWS = 8
@@ -77,7 +78,8 @@ def draw_overview(result: Localization, width: int = WIDTH) -> Figure:
         panels.append((SPECTROGRAM_HEIGHT, draw_spectrogram))
     if any(entry.segments for entry in result.classes):
         panels.append((count * ROW_HEIGHT, draw_segments))
-    header, footer = 0.8, 0.32
+    captioned = not panels or panels[0][1] is not draw_filmstrip
+    header, footer = 0.98 if captioned else 0.8, 0.32
     height = header + footer + sum(h for h, _ in panels) + GAP * max(0, len(panels) - 1)
     figure = Figure(figsize=(inches, height), dpi=DPI)
     top = height - header
@@ -308,8 +310,12 @@ def _nearest(centres: NDArray[Any], reach: float, seconds: float) -> NDArray[Any
 
 
 def _outline(axes: Axes, start: float, end: float, row: int, colour: str, seconds: float) -> None:
-    least = 3 / axes.bbox.width * seconds  # three pixels are seen
-    box = (start, row + 0.08), max(end - start, least), 0.84
+    pixel = seconds / axes.bbox.width
+    if end - start < FILLED_BELOW * pixel:  # an outline would hide how long it is, and its neighbours
+        bar = (start, row + 0.08), max(end - start, 2 * pixel), 0.84
+        axes.add_patch(Rectangle(*bar, facecolor=colour, linewidth=0, zorder=4))
+        return
+    box = (start, row + 0.08), end - start, 0.84
     axes.add_patch(Rectangle(*box, fill=False, edgecolor="white", linewidth=4, zorder=3))
     axes.add_patch(Rectangle(*box, fill=False, edgecolor=colour, linewidth=2.2, zorder=4))
 
