@@ -58,6 +58,8 @@ class Options:
     """Frames to draw, at most."""
     seed: int = 0
     """Of the draw."""
+    alpha: float = EdgeBoxesParameters.alpha
+    """Of the rows that do not vary it."""
     edge_model: Path | None = None
     """Model file of OpenCV's structured edge forest, to measure that too."""
 
@@ -87,30 +89,34 @@ def main(options: Options) -> None:
     boxes = sum(len(truth.boxes) for truth in truths)
     print(f"{len(truths)} frames, {boxes} boxes, from {' and '.join(options.splits)}\n")
     recalls = " | ".join(f"recall@{count}" for count in COUNTS)
-    print(f"| edges | side | beta | {recalls} | small@100 | edges ms | all ms |")
-    print("| --- |" + " ---: |" * (len(COUNTS) + 5))
-    for variant in _variants(options.edge_model):
+    print(f"| edges | side | alpha | beta | {recalls} | small@100 | edges ms | all ms |")
+    print("| --- |" + " ---: |" * (len(COUNTS) + 6))
+    for variant in _variants(options):
         print(_row(variant, truths), flush=True)
 
 
-def _variants(edge_model: Path | None) -> Iterator[Variant]:
-    """The default, and what differs from it in one thing."""
-    default = EdgeBoxesParameters()
+def _variants(options: Options) -> Iterator[Variant]:
+    """The default, what differs from it in one thing, and what differs in all."""
+    default = EdgeBoxesParameters(alpha=options.alpha)
     finest = GRADIENT_SIGMAS[:1]
-    yield Variant("default", partial(_thin_edges, GRADIENT_SIGMAS), default)
+    yield Variant("two scales", partial(_thin_edges, GRADIENT_SIGMAS), default)
     yield Variant("one scale", partial(_thin_edges, finest), default)
     yield Variant("not thinned", partial(_plain_edges, GRADIENT_SIGMAS), default)
     for sigma in (1.0, 1.5, 3.0):
         yield Variant(f"one scale, {sigma:g} px", partial(_thin_edges, (sigma,)), default)
     for side in (240, 320):
-        yield Variant("default", partial(_thin_edges, GRADIENT_SIGMAS), replace(default, search_side=side))
+        yield Variant("two scales", partial(_thin_edges, GRADIENT_SIGMAS), replace(default, search_side=side))
     for beta in (0.4, 0.65, 0.75):
-        yield Variant("default", partial(_thin_edges, GRADIENT_SIGMAS), replace(default, beta=beta))
-    if edge_model is not None:
+        yield Variant("two scales", partial(_thin_edges, GRADIENT_SIGMAS), replace(default, beta=beta))
+    for alpha in (0.5, 0.6, 0.65):
+        yield Variant("two scales", partial(_thin_edges, GRADIENT_SIGMAS), replace(default, alpha=alpha))
+    authors = replace(default, search_side=320, alpha=0.65, beta=0.75)
+    yield Variant("one scale", partial(_thin_edges, finest), authors)
+    if options.edge_model is not None:
         for side in (default.search_side, 320):
             yield Variant(
                 "structured forest",
-                partial(structured_forest_edges, edge_model),
+                partial(structured_forest_edges, options.edge_model),
                 replace(default, search_side=side),
             )
 
@@ -163,7 +169,11 @@ def _row(variant: Variant, truths: list[Truth]) -> str:
         small += list(_areas(truth.boxes) < SMALL * height * width)
     recalls = [f"{np.less(ranks, count).mean():.3f}" for count in COUNTS]
     recalls.append(f"{np.less(ranks, 100)[small].mean():.3f}" if any(small) else "-")
-    settings = [variant.name, f"{variant.parameters.search_side}", f"{variant.parameters.beta:g}"]
+    parameters = variant.parameters
+    settings = [
+        variant.name,
+        *(f"{value:g}" for value in (parameters.search_side, parameters.alpha, parameters.beta)),
+    ]
     costs = [f"{milliseconds:.1f}" for milliseconds in _cost(variant, truths)]
     return "| " + " | ".join([*settings, *recalls, *costs]) + " |"
 
