@@ -38,19 +38,19 @@ def test_finds_the_object() -> None:
     truth = (40, 30, 100, 80)
     found = propose(scene(truth), 10, PARAMETERS)
     assert found.boxes.dtype == found.scores.dtype == np.float32
-    assert iou(found.boxes[0], truth) > 0.75
+    assert iou(found.boxes[0], truth) > 0.8
     assert (np.diff(found.scores) <= 0).all()
     assert 1 <= len(found.boxes) == len(found.scores) <= 10
 
 
-@pytest.mark.parametrize("size", [(640, 480), (480, 720)])
+@pytest.mark.parametrize("size", [(640, 480), (333, 1000)])
 def test_large_pictures_are_searched_scaled_down(size: tuple[int, int]) -> None:
     """Boxes and the smallest area are in pixels of the picture that was given."""
     width, height = size
     truth = (width / 4, height / 4, width * 5 / 8, height * 2 / 3)
     image = scene(tuple(map(round, truth)), size)
     found = propose(image, 10, PARAMETERS)
-    assert max(iou(box, truth) for box in found.boxes) > 0.75
+    assert iou(found.boxes[0], truth) > 0.8
     assert found.boxes.dtype == np.float32
     assert len(propose(image, 100, replace(PARAMETERS, min_box_area=0.5 * width * height)).boxes) < 5
 

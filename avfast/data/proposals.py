@@ -32,16 +32,16 @@ MIN_STRONG_EDGE = 0.02
 
 @dataclass(frozen=True)
 class EdgeBoxesParameters:
-    """Parameters of EdgeBoxes (Zitnick and Dollár, ECCV 2014), mostly with the authors' defaults.
+    """Parameters of EdgeBoxes (Zitnick and Dollár, ECCV 2014), with the authors' defaults but for beta.
 
-    Those of ``search_side``, ``alpha`` and ``beta`` were chosen by benchmarks/proposal_recall.py.
+    Those of ``search_side`` and ``beta`` were chosen by benchmarks/proposal_recall.py.
     """
 
     search_side: int = 160
     """Pixels; larger pictures are searched scaled down to this on their longer side."""
 
-    alpha: float = 0.6
-    """Step size of the sliding window search, as the IoU of neighbouring windows (the authors: 0.65)."""
+    alpha: float = 0.65
+    """Step size of the sliding window search, as the IoU of neighbouring windows."""
     beta: float = 0.5
     """IoU above which the lesser of two boxes is dropped (the authors: 0.75)."""
     eta: float = 1.0
