@@ -29,6 +29,8 @@ def saved(content: object) -> bytes:
 
 
 DONOR = nn.Linear(3, 2)
+for parameter in DONOR.parameters():  # known numbers, since the checksum names tests
+    nn.init.constant_(parameter, 0.5)
 GOOD = saved(DONOR.state_dict())
 SHA256 = hashlib.sha256(GOOD).hexdigest()
 
