@@ -57,7 +57,6 @@ def training_page(
     curves: bytes,
     split: ScoredSplit,
     draw_clip: Callable[[int], bytes] | None,
-    more: Sequence[tuple[str, bytes]] = (),
 ) -> str:
     """The report of a run.
 
@@ -69,7 +68,6 @@ def training_page(
         split: The split that ``metrics`` is of.
         draw_clip: From a position in the split to a PNG of what was found there; None where the data has no
             media.
-        more: Titles and PNG files that stand after the clips.
 
     Returns:
         A self-contained HTML document.
@@ -96,7 +94,6 @@ def training_page(
             ("Best clips", "Every class decided right, and most surely.", clips["best"]),
             ("Worst clips", "A class decided wrong, by the widest margin.", clips["worst"]),
         ],
-        more=more,
         settings=[(key, value) for group in ("model", "recipe") for key, value in config[group].items()],
     )
 
