@@ -114,10 +114,7 @@ class Localizer:
                 findings.add(window, *self._score(window))
                 preview.add(window)
                 bar.update(math.ceil(min(window.core[1], length or math.inf)) - bar.n)
-        video_facts = source.facts()
-        classes, windows = findings.result(video_facts.seconds)
-        sampling = Sampling(self.fps, self.clip_seconds, hop, regions_per_frame)
-        return Localization(video_facts, self._run(), sampling, classes, windows, preview)
+        return self._localization(source.facts(), findings, preview, hop)
 
     def predict_clip(self, name: str, members: Mapping[str, bytes]) -> Localization:
         """Localise the events of a prepared clip, which is scored as one bag.
@@ -136,12 +133,15 @@ class Localizer:
         findings, preview = self._findings(REGIONS_PER_FRAME), Preview()
         findings.add(window, *self._score(window))
         preview.add(window)
-        classes, windows = findings.result(facts.seconds)
-        sampling = Sampling(self.fps, self.clip_seconds, self.clip_seconds, REGIONS_PER_FRAME)
-        return Localization(facts, self._run(), sampling, classes, windows, preview)
+        return self._localization(facts, findings, preview, self.clip_seconds)
 
     def _findings(self, regions_per_frame: int) -> Findings:
         return Findings(self.classes, self.trained.thresholds, self.fps, regions_per_frame)
+
+    def _localization(self, video: Video, findings: Findings, preview: Preview, hop: float) -> Localization:
+        classes, windows = findings.result(video.seconds)
+        sampling = Sampling(self.fps, self.clip_seconds, hop, findings.regions_per_frame)
+        return Localization(video, self._run(), sampling, classes, windows, preview)
 
     @torch.no_grad()
     def _score(self, window: Window[PreparedFrame]) -> tuple[Batch, Output]:

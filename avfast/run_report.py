@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
@@ -10,7 +9,8 @@ from avfast.comparison import read_scores
 from avfast.data.files import write_text
 from avfast.data.shards import ShardDataset
 from avfast.inference import Localizer
-from avfast.report.figures import draw_overview
+from avfast.report.figure import png
+from avfast.report.figures import DPI, draw_overview
 from avfast.report.training_page import ScoredSplit, training_page
 from avfast.runs import Trained
 from avfast.sources import ClipDataset
@@ -41,9 +41,8 @@ def write_run_report(folder: Path, trained: Trained, dataset: ClipDataset) -> Pa
         localizer = Localizer(folder, trained)
 
         def draw_clip(position: int) -> bytes:
-            png = io.BytesIO()
-            draw_overview(localizer.predict_clip(clips[position], dataset.members(position))).savefig(png)
-            return png.getvalue()
+            found = localizer.predict_clip(clips[position], dataset.members(position))
+            return png(draw_overview(found), DPI)
 
     page = training_page(folder.name, config, metrics, (folder / "curves.png").read_bytes(), split, draw_clip)
     write_text(folder / REPORT, page)

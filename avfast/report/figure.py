@@ -40,7 +40,20 @@ def _installed() -> list[str]:
 
 def save(figure: Figure, path: Path, dpi: float = DPI) -> None:
     """Write a figure as PNG, atomically."""
-    png = io.BytesIO()
+    write_bytes(path, png(figure, dpi))
+
+
+def png(figure: Figure, dpi: float = DPI) -> bytes:
+    """A figure as PNG."""
+    file = io.BytesIO()
     with any_script():
-        figure.savefig(png, format="png", dpi=dpi)
-    write_bytes(path, png.getvalue())
+        figure.savefig(file, format="png", dpi=dpi)
+    return file.getvalue()
+
+
+def svg(figure: Figure) -> bytes:
+    """A figure as SVG, the same bytes each time; its text stays text, which a browser has the letters for."""
+    file = io.BytesIO()
+    with any_script(), rc_context({"svg.fonttype": "none"}):
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from avfast.metrics import BoolArray, FloatArray
+from avfast.report.figure import svg
 from avfast.report.page import render
 from avfast.report.precision_recall import draw_precision_recall
 
@@ -137,7 +136,4 @@ def _figures(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _precision_recall(split: ScoredSplit, classes: Sequence[str]) -> bytes:
     figure = Figure(figsize=(9, max(3.6, 0.25 * len(classes))), layout="constrained")
     draw_precision_recall(figure.subplots(), split.scores, split.labels, classes)
-    svg = io.BytesIO()
-    with rc_context({"svg.fonttype": "none"}):  # text stays text, which a browser has the letters for
-        figure.savefig(svg, format="svg", metadata={"Date": None})
-    return svg.getvalue()
+    return svg(figure)
