@@ -28,11 +28,12 @@ from avfast.errors import InputError
 from avfast.evaluation import table
 from avfast.models import ModelConfig, System, build
 from avfast.models.vggish import load_pca
+from avfast.recipes import Keep, Precision, Recipe, Schedule, default_recipe
 from avfast.report.curves import draw_curves
 from avfast.run_report import write_run_report
 from avfast.runs import LAST, evaluate, load_best, pick_device
 from avfast.sources import DataSource, feature_backbones, open_split
-from avfast.training import Keep, Precision, Recipe, RunOptions, Schedule, Trainer, default_recipe
+from avfast.training import RunOptions, Trainer
 
 
 @dataclass

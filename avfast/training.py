@@ -1,15 +1,14 @@
-"""Training: the recipes, and the loop that follows one, exactly resumable."""
+"""Training: the loop that follows a recipe, exactly resumable."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
@@ -31,88 +30,15 @@ from avfast.evaluation import (
     choose_thresholds,
     predict,
 )
-from avfast.metrics import BoolArray, classification
-from avfast.models import ModelConfig, System
+from avfast.metrics import classification
+from avfast.models import System
 from avfast.models.augment import flip, join_bags, random_partners
+from avfast.recipes import Recipe
 from avfast.runs import BEST, LAST, RunLog, load_batches
+from avfast.sampling import balanced_weights, epoch_order
 from avfast.sources import ClipDataset, DataSource
 
 GIB = 2**30
-
-Schedule = Literal["constant", "cosine"]
-Precision = Literal["float32", "bfloat16"]
-Keep = Literal["best", "last"]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a model is optimised, by AdamW."""
-
-    epochs: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    schedule: Schedule
-    warmup: int = 0
-    """Steps over which the learning rate rises from zero."""
-    clip_grad: float = 0.0
-    """Largest norm of a step's gradient; 0 for no limit."""
-    average: int = 0
-    """How many of the last epochs' weights are averaged; 0 or 1 for no averaging."""
-    patience: int = 0
-    """Epochs without a better validation score after which training stops; 0 for never."""
-    keep: Keep = "best"
-    """Which epoch's model is kept: the best on validation, or the last."""
-    balanced: bool = False
-    """Whether clips are drawn class by class in turn, so that rare classes come as often as common ones."""
-    class_weights: bool = False
-    """Whether a class's positives and negatives weigh the same in the loss."""
-    flip: bool = False
-    """Whether half of the clips are mirrored in training."""
-    mixup: float = 0.0
-    """Share of clips that are joined with another clip in training."""
-    precision: Precision = "float32"
-    """bfloat16 runs the networks in mixed precision."""
-
-
-FROM_SCRATCH = Recipe(epochs=12, batch_size=16, lr=2e-3, weight_decay=1e-4, schedule="cosine")
-FEW_CLIPS = Recipe(
-    # A handful of validation clips cannot tell epochs apart: the mean of the late ones is kept.
-    epochs=20,
-    batch_size=16,
-    lr=1e-3,
-    weight_decay=1e-4,
-    schedule="cosine",
-    average=5,
-    keep="last",
-)
-PAPER = Recipe(epochs=12, batch_size=24, lr=1e-5, weight_decay=0.0, schedule="constant")
-CVSSP = Recipe(
-    epochs=30, batch_size=44, lr=1e-3, weight_decay=0.0, schedule="constant", average=10, balanced=True
-)
-
-RECIPES = {
-    "toy": FROM_SCRATCH,
-    "efficientnet-lite0": FEW_CLIPS,
-    "alexnet": PAPER,
-    "vgg16": PAPER,
-    "features": FEW_CLIPS,
-}
-"""By visual backbone."""
-
-CRNN_RECIPES = {
-    "toy": replace(FROM_SCRATCH, epochs=15, average=5, balanced=True),
-    "efficientnet-lite0": replace(FEW_CLIPS, epochs=40, lr=2e-3, average=10, balanced=True),
-}
-"""Of the gated CRNN where clips are few, which need more and smaller steps than published; by the visual
-backbone that its rivals use."""
-
-
-def default_recipe(config: ModelConfig) -> Recipe:
-    """The recipe that suits a model."""
-    if config.system in ("gated-crnn", "cvssp-fusion"):
-        return CRNN_RECIPES.get(config.backbone, CVSSP)
-    return RECIPES[config.backbone]
 
 
 @dataclass
@@ -173,11 +99,6 @@ class Progress:
     """The step of that line."""
     stale: int = 0
     """Epochs since the best one."""
-
-
-def cosine(lr: float, step: int, steps: int) -> float:
-    """The rate after ``step`` of ``steps`` steps, from ``lr`` down to 0 (Loshchilov and Hutter 2017)."""
-    return lr * (1 + math.cos(math.pi * step / steps)) / 2
 
 
 class Trainer:
@@ -276,11 +197,7 @@ class Trainer:
 
     def batches(self) -> Iterator[Batch]:
         """The batches of the current epoch that are left; a function of seed, epoch and position alone."""
-        generator = np.random.default_rng([self.options.seed, self.progress.epoch])
-        if self.recipe.balanced:
-            order = balanced_order(self.labels, generator)
-        else:
-            order = generator.permutation(len(self.train_set)).tolist()
+        order = epoch_order(self.labels, self.recipe.balanced, self.options.seed, self.progress.epoch)
         size, workers = self.recipe.batch_size, self.options.workers
         return load_batches(self.train_set, order, size, workers, skip=self.progress.position)
 
@@ -313,9 +230,7 @@ class Trainer:
 
     def learning_rate(self) -> float:
         """The rate of the next step."""
-        recipe, step = self.recipe, self.progress.step
-        rate = recipe.lr if recipe.schedule == "constant" else cosine(recipe.lr, step, self.steps)
-        return rate * min(1.0, (step + 1) / (recipe.warmup + 1))
+        return self.recipe.learning_rate(self.progress.step, self.steps)
 
     def after_step(self, loss: float, clips: Sequence[str]) -> None:
         """Count, log and save."""
@@ -442,40 +357,6 @@ def flat(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from flat(value)
         else:
             yield name, value
-
-
-def balanced_order(labels: BoolArray, generator: np.random.Generator) -> list[int]:
-    """An epoch in which every class comes as often: clips drawn class by class in turn.
-
-    Args:
-        labels: [N, C]; clips without any label count as one more class.
-        generator: Decides the order.
-
-    Returns:
-        N positions; a clip of a rare class comes several times, some of a common class not at all.
-    """
-    groups = [np.flatnonzero(column) for column in [*labels.T, ~labels.any(axis=1)] if column.any()]
-    rounds = math.ceil(len(labels) / len(groups))
-    decks = [
-        np.concatenate([generator.permutation(g) for _ in range(math.ceil(rounds / len(g)))]) for g in groups
-    ]
-    turns = [generator.permutation([deck[turn] for deck in decks]) for turn in range(rounds)]
-    return np.concatenate(turns)[: len(labels)].tolist()
-
-
-def balanced_weights(labels: BoolArray) -> Tensor:
-    """Weights with which a class's negatives and positives each make up half of its N clips.
-
-    Args:
-        labels: [N, C].
-
-    Returns:
-        float32 [2, C], of a negative and of a positive; 1 for a class of which only one kind exists.
-    """
-    positives = labels.sum(axis=0)
-    counts = np.stack([len(labels) - positives, positives])
-    weights = np.where((counts > 0).all(axis=0), len(labels) / (2 * np.maximum(counts, 1)), 1.0)
-    return torch.from_numpy(weights).float()
 
 
 def per_class(figures: Mapping[str, Any], predictions: Predictions) -> dict[str, dict[str, float]]:

@@ -17,7 +17,7 @@ import pytest
 import tiny_shards
 import torch
 
-from avfast import checkpoint, cli, metrics, train, training
+from avfast import checkpoint, cli, metrics, recipes, sampling, train, training
 from avfast.errors import InputError
 from avfast.models import SYSTEMS
 
@@ -270,7 +270,7 @@ def test_balanced_epochs_show_rare_classes_as_often() -> None:
     labels = np.zeros((40, 3), bool)
     labels[:36, 0] = True
     labels[:2, 1] = True  # never without the first class
-    orders = [training.balanced_order(labels, np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    orders = [sampling.balanced_order(labels, np.random.default_rng(seed)) for seed in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
     assert len(orders[0]) == 40 and set(orders[0]) <= set(range(40))
     shown = labels[orders[0]]
@@ -280,7 +280,7 @@ def test_balanced_epochs_show_rare_classes_as_often() -> None:
 def test_balanced_weights_by_hand() -> None:
     labels = np.array([[1, 1, 0], [0, 1, 0], [0, 1, 0], [0, 1, 0]], bool)
     expected = torch.tensor([[4 / 6, 1, 1], [4 / 2, 1, 1]])
-    torch.testing.assert_close(training.balanced_weights(labels), expected)
+    torch.testing.assert_close(sampling.balanced_weights(labels), expected)
 
 
 # --- refusals ---------------------------------------------------------------------------------------
@@ -406,7 +406,7 @@ def test_the_start_line_says_what_runs(
 
 
 def test_the_cosine_schedule_falls_from_the_rate_to_zero() -> None:
-    rates = [training.cosine(1.0, step, 10) for step in range(11)]
+    rates = [recipes.cosine(1.0, step, 10) for step in range(11)]
     assert rates[0] == 1.0
     assert rates[5] == pytest.approx(0.5)
     assert rates[10] == pytest.approx(0.0)
