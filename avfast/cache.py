@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from avfast.conv_maps import ConvMaps
-from avfast.data import Batch, Sample
+from avfast.data.batch import Batch, Sample
 from avfast.errors import InputError
 from avfast.models import System
 

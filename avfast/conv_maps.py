@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from avfast.data.dataset import ShardDataset
 from avfast.data.files import TEMPORARY_PREFIX, atomic_write, write_json
-from avfast.data.shards import INDEX, ShardDataset, read_index
+from avfast.data.shards import INDEX, read_index
 from avfast.errors import InputError
 from avfast.models import ModelConfig
 from avfast.models.backbones import VISUAL, VisualBackbone
@@ -92,21 +93,21 @@ def find(root: Path, config: ModelConfig) -> ConvMaps | None:
 
 
 @torch.no_grad()
-def store(root: Path, backbone: str, weights: str | None = None, image_size: int | None = None) -> ConvMaps:
+def store(root: Path, backbone: str, network: VisualBackbone, image_size: int | None = None) -> ConvMaps:
     """Compute what is missing of the conv maps of all clips.
 
     Every clip is written whole or not at all, so the same call after a crash goes on where it stopped.
 
     Args:
         root: A folder of shards.
-        backbone: A key of ``VISUAL`` whose conv layers can stay as they are.
-        weights: As ``VisualBackbone.load_pretrained`` takes them.
+        backbone: A key of ``VISUAL``.
+        network: Of that name, from ``frozen_network``.
         image_size: Side that frames are stretched to; None for what suits the backbone.
 
     Raises:
-        InputError: The backbone has no weights that could stay, or there are maps of other weights already.
+        InputError: There are maps of other weights already.
     """
-    network, image_size = _frozen(backbone, weights), image_size or VISUAL[backbone].image_size
+    image_size = image_size or VISUAL[backbone].image_size
     folder = _folder(root, backbone, image_size)
     identity = Identity.of(root, backbone, network, image_size)
     if (folder / IDENTITY).is_file():
@@ -148,7 +149,16 @@ class _Silence:
         return torch.zeros(count, 2)
 
 
-def _frozen(backbone: str, weights: str | None) -> VisualBackbone:
+def frozen_network(backbone: str, weights: str | None = None) -> VisualBackbone:
+    """A network whose conv layers can stay as they are.
+
+    Args:
+        backbone: A key of ``VISUAL``.
+        weights: As ``VisualBackbone.load_pretrained`` takes them.
+
+    Raises:
+        InputError: There is no such network, or it has no weights that could stay.
+    """
     if backbone not in VISUAL or not VISUAL[backbone].pretrainable:
         known = ", ".join(name for name, network in VISUAL.items() if network.pretrainable)
         raise InputError(f"--cache-features {backbone}: expected a pretrained backbone: {known}")

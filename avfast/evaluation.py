@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from avfast import metrics
-from avfast.data import Batch
+from avfast.data.batch import Batch
 from avfast.data.files import write_json, write_text
 from avfast.data.labels import Annotations
 from avfast.metrics import AnnotatedBox, BoolArray, Event, FloatArray, Regions

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch import Tensor
 
-from avfast.data import Batch
+from avfast.data.batch import Batch
 from avfast.data.clips import PreparedFrame
 from avfast.data.windows import Window
 from avfast.evaluation import TINY, Thresholds, cells, runs

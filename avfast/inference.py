@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import avfast
-from avfast.data import Batch, collate
+from avfast.data.batch import Batch, collate
 from avfast.data.clips import PreparedFrame, Settings, pack, prepare_frame, unpack
+from avfast.data.dataset import decode
 from avfast.data.media import SAMPLE_RATE, declared_seconds, read_frames, sound_blocks
 from avfast.data.preview import Preview
-from avfast.data.shards import decode, encode_jpeg
+from avfast.data.shards import encode_jpeg
 from avfast.data.windows import Window, cut
 from avfast.errors import InputError
 from avfast.findings import Findings

@@ -31,15 +31,14 @@ that it did not foresee, and with 2 when nothing could be done.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from avfast.cli import run
-from avfast.conv_maps import store
 from avfast.data.clips import UNEXPECTED, Outcome, Settings
 from avfast.data.label_lists import read_labels
 from avfast.data.preparation import MANIFEST, MISSING, prepare
@@ -48,6 +47,9 @@ from avfast.data.shards import SHARD_BYTES
 from avfast.engines import Engine, EngineName
 from avfast.errors import InputError
 from avfast.sandbox import Limits
+
+if TYPE_CHECKING:
+    from avfast.conv_maps import ConvMaps
 
 
 @dataclass
@@ -105,6 +107,7 @@ class Options:
 def main(options: Options) -> None:
     """Run the program."""
     settings = _settings(options)
+    store_maps = _conv_map_store(options)
     engine = Engine(options.engine, options.workers, options.engine_address)
     limits = Limits(options.clip_timeout, int(options.clip_memory * 2**30))
     labels = read_labels(options.labels, options.source, options.format)
@@ -114,9 +117,8 @@ def main(options: Options) -> None:
     shard_bytes = int(options.shard_size * 2**20)
     outcomes = prepare(options.source, labels, options.out, settings, engine, limits, shard_bytes)
     print(f"{options.out}: {_summary(outcomes)}; see {MANIFEST}")
-    if options.cache_features is not None:
-        maps = store(options.out, options.cache_features, options.visual_weights, options.image_size)
-        print(f"{maps.folder}: conv maps stored")
+    if store_maps is not None:
+        print(f"{store_maps().folder}: conv maps stored")
     unexpected = [outcome for outcome in outcomes if outcome.reason.startswith(UNEXPECTED)]
     if unexpected:
         first = f"{unexpected[0].clip!r}: {unexpected[0].reason}"
@@ -136,11 +138,22 @@ def _summary(outcomes: Sequence[Outcome]) -> str:
     )
 
 
+def _conv_map_store(options: Options) -> Callable[[], ConvMaps] | None:
+    """What will store the conv maps, if they are wanted; an error now where the network cannot be had."""
+    backbone = options.cache_features
+    if backbone is None:
+        return None
+    from avfast import conv_maps  # needs torch, whose import takes longer than the rest of a small job
+
+    network = conv_maps.frozen_network(backbone, options.visual_weights)
+    return lambda: conv_maps.store(options.out, backbone, network, options.image_size)
+
+
 def _settings(options: Options) -> Settings:
     if options.cache_features is None and (options.visual_weights or options.image_size):
         raise InputError("--visual-weights and --image-size go with --cache-features")
     numbers = ("fps", "long_side", "proposals", "min_box_area", "nms_iou", "search_side")
-    limits = ("workers", "clip_seconds", "clip_timeout", "clip_memory", "shard_size")
+    limits = ("workers", "clip_seconds", "clip_timeout", "clip_memory", "shard_size", "image_size")
     for name in numbers + limits:
         value = getattr(options, name)
         if value is not None and not 0 < value < float("inf"):

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from avfast.comparison import read_scores
+from avfast.data.dataset import ShardDataset
 from avfast.data.files import write_text
-from avfast.data.shards import ShardDataset
 from avfast.inference import Localizer
 from avfast.report.figure import png
 from avfast.report.figures import DPI, draw_overview

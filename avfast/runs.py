@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import avfast
 from avfast import checkpoint
-from avfast.data import Batch, Sample, collate
+from avfast.data.batch import Batch, Sample, collate
 from avfast.data.files import write_text
 from avfast.errors import InputError
 from avfast.evaluation import ThresholdRule, Thresholds, predict, summarise, write_results

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from avfast.data import synthetic
+from avfast.data.dataset import ShardDataset
 from avfast.data.features import CLIP_SECONDS, FeatureBags, FeatureSource
-from avfast.data.shards import ShardDataset
 from avfast.errors import InputError
 from avfast.models import SYSTEMS, ModelConfig
 from avfast.models.systems import AVTwoStream

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from avfast import checkpoint, sources
 from avfast.cache import Budget, CachedDataset, CachedRegions
 from avfast.conv_maps import ConvMaps
-from avfast.data import Batch, Sample
+from avfast.data.batch import Batch, Sample
 from avfast.data.features import CLIP_SECONDS
 from avfast.data.files import write_json
 from avfast.errors import InputError

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from avfast import conv_maps
 from avfast.cache import Budget, CachedDataset, CachedRegions
-from avfast.data import collate, shards
+from avfast.data import shards
+from avfast.data.batch import collate
 from avfast.data.labels import LabelledClip
 from avfast.data.media import SAMPLE_RATE
 from avfast.models import ModelConfig, build
@@ -32,7 +33,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRe
     if not root.is_dir():
         make_noise(root, frames=1 if request.config.option.benchmark_disable else FRAMES)
     torch.set_num_threads(2)
-    conv_maps.store(root, BACKBONE)
+    conv_maps.store(root, BACKBONE, conv_maps.frozen_network(BACKBONE))
     return root
 
 

@@ -11,7 +11,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from avfast import ops
-from avfast.data import Batch, Sample, collate
+from avfast.data.batch import Batch, Sample, collate
 from avfast.models import ModelConfig, build
 
 CLASSES = 17

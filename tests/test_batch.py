@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from avfast.data import Batch, Sample, collate
+from avfast.data.batch import Batch, Sample, collate
 
 
 def sample(frames: int = 0, boxes_per_frame: int = 0, segments: int = 0, name: str = "clip") -> Sample:

@@ -7,8 +7,8 @@ import tiny_shards
 import torch
 
 from avfast.cache import Budget, CachedDataset, CachedRegions
-from avfast.data import collate
-from avfast.data.shards import ShardDataset
+from avfast.data.batch import collate
+from avfast.data.dataset import ShardDataset
 from avfast.models import ModelConfig, System, build
 from avfast.sources import open_split
 

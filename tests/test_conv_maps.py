@@ -14,7 +14,7 @@ import torch
 
 from avfast import conv_maps, prepare, train
 from avfast.cache import Budget, CachedRegions
-from avfast.data import collate
+from avfast.data.batch import collate
 from avfast.errors import InputError
 from avfast.models import ModelConfig, build
 from avfast.models.backbones import VISUAL
@@ -31,7 +31,7 @@ def cached(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards with the conv maps of EfficientNet-Lite0."""
     root = tmp_path_factory.mktemp("cached") / "shards"
     shutil.copytree(data, root)
-    conv_maps.store(root, LITE0, image_size=SIDE)
+    conv_maps.store(root, LITE0, conv_maps.frozen_network(LITE0), SIDE)
     return root
 
 
@@ -112,7 +112,7 @@ def test_storing_goes_on_where_it_stopped(
     network = VISUAL[LITE0]
     maps = network.maps
     monkeypatch.setattr(network, "maps", lambda self, frames: asked.append(1) or maps(self, frames))
-    conv_maps.store(root, LITE0, image_size=SIDE)
+    conv_maps.store(root, LITE0, conv_maps.frozen_network(LITE0), SIDE)
     assert len(asked) == len(lost)
     assert {path: path.read_bytes() for path in lost} == content
     assert not (folder / ".tmp-killed").exists()
@@ -182,9 +182,12 @@ def test_maps_are_refused_where_pictures_change_and_ignored_where_they_are_learn
         ("alexnet", "--cache-features alexnet: its conv layers need weights; give --visual-weights"),
     ],
 )
-def test_backbones_whose_maps_would_not_stay_are_refused(data: Path, backbone: str, message: str) -> None:
+def test_backbones_whose_maps_would_not_stay_are_refused_before_the_work(
+    tmp_path: Path, backbone: str, message: str
+) -> None:
+    out = tmp_path / "out"
     with pytest.raises(InputError, match=message):
-        conv_maps.store(data, backbone)
+        prepare.main(prepare.Options(tmp_path, tmp_path / "labels.csv", out, cache_features=backbone))
 
 
 def test_prepare_refuses_options_without_a_backbone(tmp_path: Path) -> None:

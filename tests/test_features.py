@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from avfast import cli, evaluate, train
-from avfast.data import collate
+from avfast.data.batch import collate
 from avfast.data.feature_lists import read_lists
 from avfast.data.features import FeatureBags, FeatureSource
 from avfast.errors import InputError

@@ -23,10 +23,10 @@ from media_maker import grey_frames, tone, turned, write_media
 
 from avfast import sandbox
 from avfast.data.clips import UNEXPECTED, Outcome, Settings
+from avfast.data.dataset import ShardDataset
 from avfast.data.label_lists import read_labels
 from avfast.data.logmel import VGGishLogMel
 from avfast.data.preparation import prepare
-from avfast.data.shards import ShardDataset
 from avfast.engines import Engine
 
 SETTINGS = Settings(proposals=3, long_side=64)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from avfast.data import Batch, Sample, collate
+from avfast.data.batch import Batch, Sample, collate
 from avfast.errors import InputError
 from avfast.models import SYSTEMS, ModelConfig, System, build
 from avfast.models.augment import SpecAugment, flip, join_bags, kept, random_partners

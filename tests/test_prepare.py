@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from avfast import sandbox
 from avfast.cli import run
 from avfast.data import shards
 from avfast.data.clips import Outcome, Settings
+from avfast.data.dataset import ShardDataset
 from avfast.data.files import exclusive
 from avfast.data.labels import Annotation, Annotations, LabelledClip, Labels, annotations_csv
 from avfast.data.logmel import VGGishLogMel
 from avfast.data.preparation import prepare, read_manifest
-from avfast.data.shards import ShardDataset
 from avfast.engines import Engine
 from avfast.errors import InputError
 from avfast.prepare import Options, main
@@ -282,3 +283,12 @@ def test_odd_clips(odd_clips: Path, tmp_path: Path) -> None:
     }
     clips = ShardDataset(tmp_path / "out", "train", 64, 10, VGGishLogMel())
     assert all(len(clips[index].frames) > 0 for index in range(len(clips)))
+
+
+def test_a_worker_and_its_child_import_no_torch() -> None:
+    program = (
+        "import sys, avfast.prepare\n"  # the program itself, all that workers and their children import
+        "heavy = {'torch', 'matplotlib', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parent.parent)

@@ -14,9 +14,9 @@ from preparing import SETTINGS, contents, job, labels_csv
 
 from avfast import sandbox
 from avfast.data.clips import Outcome, Settings, Staged, Task, prepare_file
+from avfast.data.dataset import ShardDataset
 from avfast.data.labels import Annotation, Annotations, LabelledClip, annotations_csv, read_annotations
 from avfast.data.logmel import VGGishLogMel
-from avfast.data.shards import ShardDataset
 from avfast.errors import InputError
 
 TWO_SECONDS = replace(SETTINGS, clip_seconds=2)

@@ -14,10 +14,11 @@ import pytest
 import soundfile
 import torch
 
-from avfast.data import collate, files, shards
+from avfast.data import files, shards
+from avfast.data.batch import collate
+from avfast.data.dataset import ShardDataset
 from avfast.data.labels import Annotation, Annotations, LabelledClip, annotations_csv
 from avfast.data.logmel import VGGishLogMel
-from avfast.data.shards import ShardDataset
 from avfast.errors import InputError
 
 CLASSES = ["cat", "dog"]

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from avfast.data import synthetic, toy_events
+from avfast.data.dataset import ShardDataset
 from avfast.data.label_lists import read_labels
 from avfast.data.labels import SPLITS
 from avfast.data.logmel import VGGishLogMel
 from avfast.data.media import SAMPLE_RATE, read_frames, read_sound
 from avfast.data.preparation import prepare
 from avfast.data.proposals import propose
-from avfast.data.shards import ShardDataset
 from avfast.data.synthetic import CLASSES, SETTINGS, Clip, Sizes, generate, make_clip
 from avfast.engines import Engine
 
