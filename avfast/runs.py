@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 LAST, BEST, LOG = "last.pt", "best.pt", "metrics.jsonl"
+PREVIOUS = "previous.pt"
+"""What last.pt was before it was last written."""
 
 
 @dataclass(frozen=True)

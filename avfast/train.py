@@ -31,7 +31,7 @@ from avfast.models.vggish import load_pca
 from avfast.recipes import Keep, Precision, Recipe, Schedule, default_recipe
 from avfast.report.curves import draw_curves
 from avfast.run_report import write_run_report
-from avfast.runs import LAST, evaluate, load_best, pick_device
+from avfast.runs import LAST, PREVIOUS, evaluate, load_best, pick_device
 from avfast.sources import DataSource, feature_backbones, open_split
 from avfast.training import RunOptions, Trainer
 
@@ -188,7 +188,7 @@ def training_recipe(options: Options, config: ModelConfig) -> Recipe:
 
 def check_folder(folder: Path, resume: bool) -> None:
     """Refuse to overwrite a run, or to resume nothing."""
-    if resume and not (folder / LAST).is_file():
+    if resume and not any((folder / name).is_file() for name in (LAST, PREVIOUS)):
         raise InputError(f"{folder}: nothing to resume, {LAST} is not there; leave out --resume to start")
     files = folder.iterdir() if folder.is_dir() and not resume else ()
     if any(not path.name.startswith(TEMPORARY_PREFIX) for path in files):

@@ -34,7 +34,7 @@ from avfast.metrics import classification
 from avfast.models import System
 from avfast.models.augment import flip, join_bags, random_partners
 from avfast.recipes import Recipe
-from avfast.runs import BEST, LAST, RunLog, load_batches
+from avfast.runs import BEST, LAST, PREVIOUS, RunLog, load_batches
 from avfast.sampling import balanced_weights, epoch_order
 from avfast.sources import ClipDataset, DataSource
 
@@ -310,6 +310,7 @@ class Trainer:
                 "progress": asdict(self.progress),
                 "random": checkpoint.random_states(),
             },
+            previous=self.options.out / PREVIOUS,
         )
 
     def save_best(self, thresholds: Mapping[ThresholdRule, Thresholds], val: dict[str, float]) -> None:
@@ -328,8 +329,12 @@ class Trainer:
         )
 
     def restore(self) -> None:
-        """Go back to the last checkpoint, exactly."""
-        state = checkpoint.load(self.options.out / LAST, self.device)
+        """Go back to the last checkpoint that is whole, exactly."""
+        last, previous = (self.options.out / name for name in (LAST, PREVIOUS))
+        keys = ("config", "model", "averaged", "optimizer", "progress", "random")
+        state, note = checkpoint.load_latest(last, previous, self.device, keys)
+        if note is not None:
+            tqdm.write(note)
         before, now = dict(flat(state["config"])), dict(flat(self.config))
         changed = [name for name in now if name != "data" and now[name] != before.get(name)]
         if changed:

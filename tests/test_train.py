@@ -76,6 +76,7 @@ def test_a_run_leaves_the_files_of_the_contract(finished: Path) -> None:
         "metrics.jsonl",
         "metrics.json",
         "last.pt",
+        "previous.pt",
         "best.pt",
         "scores.csv",
         "curves.png",
@@ -294,7 +295,7 @@ def refused(data: Path, out: Path, message: str, **changes: object) -> None:
 def test_resume_needs_a_checkpoint(data: Path, tmp_path: Path) -> None:
     refused(data, tmp_path, "nothing to resume", resume=True)
     (tmp_path / "last.pt").write_bytes(b"damaged")
-    refused(data, tmp_path, r"last\.pt: damaged", resume=True)
+    refused(data, tmp_path, r"last\.pt: not a checkpoint", resume=True)
 
 
 def test_resume_refuses_other_options_and_names_them(data: Path, finished: Path, tmp_path: Path) -> None:
