@@ -21,7 +21,7 @@ def build_info() -> dict[str, Any]:
         ``version`` of the package, ``cuda`` (toolkit version, or None for a CPU build), ``cuda_archs``
         (list of str), ``openmp`` (bool), ``cpu_isa`` (instruction set in use) and ``compiler``.
     """
-    from avfast.ops._library import native
+    from avfast.native import native
 
     return dict(native().build_info())
 

@@ -6,13 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from avfast.native import native
 from avfast.ops import mil_aggregate, roi_pool
-from avfast.ops._library import native
 
 BOXES = torch.tensor([[0.0, 0, 0, 3, 3]])
 
@@ -38,9 +39,40 @@ def test_fake_tensor_is_not_a_null_pointer() -> None:
 @pytest.mark.parametrize("argument", ["output", "winner", "input", "boxes"])
 def test_other_objects_are_refused_by_name(argument: str) -> None:
     tensors = dict(zip(("output", "winner", "input", "boxes"), (*arguments(), BOXES), strict=True))
-    for other in (tensors[argument].numpy(), None, 3):
-        with pytest.raises(TypeError, match=f"{argument}: expected a torch.Tensor .* got"):
+    for other in (None, 3, [0.0]):
+        with pytest.raises(TypeError, match=f"{argument}: expected a torch.Tensor .* or a NumPy array, got"):
             forward(*{**tensors, argument: other}.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_numpy_arrays_are_read_in_place(dtype: torch.dtype, layout: torch.memory_format) -> None:
+    x = torch.randn((2, 3, 5, 4)).to(dtype).to(memory_format=layout)
+    boxes = torch.tensor([[1.0, 0, 0, 3, 3], [0, 1, 1, 2, 4]])
+    output = torch.empty((2, 3, 2, 2), dtype=dtype, memory_format=layout).numpy()
+    winner = torch.empty((2, 3, 2, 2), dtype=torch.uint8, memory_format=layout).numpy()
+    forward(output, winner, x.numpy(), boxes.to(torch.promote_types(dtype, torch.float32)).numpy())
+    assert np.array_equal(output, roi_pool(x, boxes.to(dtype), 2).numpy())
+
+
+def test_numpy_arrays_that_cannot_be_read_in_place_are_refused() -> None:
+    output, winner, x = (tensor.numpy() for tensor in arguments())
+    boxes = BOXES.numpy()
+    fixed = x.copy()
+    fixed.flags.writeable = False
+    shifted = np.frombuffer(bytearray(x.nbytes + 1), np.float32, offset=1).reshape(x.shape)
+    bytes_of = memoryview(bytearray(x.nbytes + 1))[1:]
+    for wrong, error, message in (
+        (fixed, ValueError, "input: expected a writable, aligned array"),
+        (bytes_of.cast("f", x.shape), ValueError, "input: expected a writable, aligned array"),
+        (shifted, TypeError, "input: dtype not supported"),
+        (x.astype(">f4"), TypeError, "input: dtype not supported"),
+        (np.zeros((1,) * 9, np.float32), ValueError, "input: expected at most 8 dimensions, got 9"),
+        (x[..., ::-1], ValueError, "input: expected a contiguous or channels_last tensor"),
+        (b"bytes", ValueError, "input: expected a writable, aligned array"),
+    ):
+        with pytest.raises(error, match=message):
+            forward(output, winner, wrong, boxes)
 
 
 def test_negative_view_reaches_the_kernel_resolved() -> None:

@@ -89,7 +89,7 @@ def test_default_cuda_architectures(tmp_path: Path, nvidia_smi: str, architectur
 
 @pytest.fixture(scope="module")
 def module() -> Path:
-    from avfast.ops._library import native
+    from avfast.native import native
 
     return Path(native().__file__)
 

@@ -1,11 +1,8 @@
-"""The border between torch and the native module: loading it, and registering ops with torch's dispatcher."""
+"""The border between torch and the native module: registering ops with torch's dispatcher."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
-from functools import cache
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,28 +10,12 @@ import torch
 _LIBRARY = torch.library.Library("avfast", "DEF")
 
 
-@cache
-def native() -> ModuleType:
-    """The compiled module ``avfast._C``.
-
-    Raises:
-        ImportError: If it has not been built or cannot be loaded; the message says what to run.
-    """
-    try:
-        return importlib.import_module("avfast._C")
-    except ImportError as error:
-        raise ImportError(
-            f"avfast's native module cannot be loaded ({error}); "
-            "build it from the root of the source tree: pip install -e ."
-        ) from error
-
-
 def register(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> torch._ops.OpOverload:
     """Defines a functional op of namespace ``avfast`` and returns the overload to call.
 
-    Only kernels behind the dispatcher may touch the native module: the dispatcher has by then resolved
-    negative and conjugate views, which the native border cannot see. No autograd kernel is registered: an
-    ``autograd.Function`` outside the op costs a third of the time per call.
+    Only kernels behind the dispatcher may hand tensors to the native module: the dispatcher has by then
+    resolved negative and conjugate views, which the native border cannot see. No autograd kernel is
+    registered: an ``autograd.Function`` outside the op costs a third of the time per call.
 
     Args:
         schema: Name, arguments and results in torch's schema language.

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avfast.ops._library import native, register
+from avfast.native import native
+from avfast.ops._library import register
 
 __all__ = ["edge_boxes"]
 

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from avfast.native import native
 from avfast.ops import reference
-from avfast.ops._library import native, register
+from avfast.ops._library import register
 
 __all__ = ["mil_aggregate", "mil_logsumexp"]
 
