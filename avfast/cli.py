@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -12,11 +13,10 @@ from typing import NoReturn, TypeVar
 
 import tyro
 
-from avfast.errors import InputError
+from avfast.errors import BAD_INPUT, InputError
 
 Options = TypeVar("Options")
 
-BAD_INPUT = 2
 INTERRUPTED = 130
 
 _HELP_INDENT = 8  # tyro indents an option's help text at least this far, its message less
@@ -45,7 +45,7 @@ def run(main: Callable[[Options], None], options: type[Options]) -> None:
     except OSError as error:
         _fail(name, _describe(error))
     except KeyboardInterrupt:
-        print(f"\n{name}: interrupted", file=sys.stderr)
+        _say(f"\n{name}: interrupted")
         sys.exit(INTERRUPTED)
 
 
@@ -90,5 +90,15 @@ def _describe(error: OSError) -> str:
 
 
 def _fail(name: str, message: str) -> NoReturn:
-    print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)
+    _say(f"{name}: error: {' '.join(message.split())}")
     sys.exit(BAD_INPUT)
+
+
+def _say(line: str) -> None:
+    """Print on stderr, once where many ranks of one run fail together."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from avfast.distributed import first_to_fail  # brings torch, which other programs may do without
+
+        if not first_to_fail():
+            return
+    print(line, file=sys.stderr)

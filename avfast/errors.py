@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+BAD_INPUT = 2
+"""The exit code of a program after an ``InputError``."""
+
 
 class InputError(Exception):
     """Something the user gave cannot be used: a file, a folder, an option.

@@ -21,6 +21,7 @@ from avfast.conv_maps import ConvMaps
 from avfast.data.batch import Batch, Sample
 from avfast.data.features import CLIP_SECONDS
 from avfast.data.files import write_json
+from avfast.distributed import World
 from avfast.errors import InputError
 from avfast.evaluation import (
     THRESHOLD_RULES,
@@ -113,6 +114,7 @@ class Trainer:
         val: ClipDataset,
         device: torch.device,
         maps: ConvMaps | None = None,
+        world: World | None = None,
     ) -> None:
         """Set up a run, or go back to where it was.
 
@@ -124,12 +126,14 @@ class Trainer:
             val: The clips to validate on.
             device: Where to compute.
             maps: Conv maps that take the place of the clips' frames.
+            world: The ranks that train together; None for this process alone.
 
         Raises:
             InputError: The maps are of another model, or the run to resume was started in another way or
                 cannot be read.
         """
         self.options, self.recipe, self.model, self.device = options, recipe, model, device
+        self.world = world or World()
         self.classes = list(train.classes)
         self.labels = train.labels()
         budget = Budget(int(options.cache_gib * GIB))
