@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from avfast.data.clip_index import index_digest, open_index
 from avfast.data.dataset import ShardDataset
 from avfast.data.files import TEMPORARY_PREFIX, atomic_write, write_json
-from avfast.data.shards import INDEX, read_index
 from avfast.errors import InputError
 from avfast.models import ModelConfig
 from avfast.models.backbones import VISUAL, VisualBackbone
@@ -40,8 +40,7 @@ class Identity:
     @classmethod
     def of(cls, root: Path, backbone: str, network: VisualBackbone, image_size: int) -> Identity:
         """The identity of what a network gives for the shards under ``root``."""
-        index = hashlib.sha256((root / INDEX).read_bytes()).hexdigest()
-        return cls(backbone, image_size, weights_digest(network), index)
+        return cls(backbone, image_size, weights_digest(network), index_digest(root))
 
 
 class ConvMaps:
@@ -116,10 +115,9 @@ def store(root: Path, backbone: str, network: VisualBackbone, image_size: int | 
     for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
         leftover.unlink()
     write_json(folder / IDENTITY, asdict(identity))
-    clips = read_index(root)["clips"]
-    splits = dict.fromkeys(entry["split"] for entry in clips)
-    with tqdm(total=len(clips), desc=f"conv maps of {backbone}", unit="clip", disable=None) as bar:
-        for split in splits:
+    index = open_index(root)
+    with tqdm(total=len(index), desc=f"conv maps of {backbone}", unit="clip", disable=None) as bar:
+        for split in index.names["splits"]:
             dataset = ShardDataset(root, split, image_size, 1, _Silence())
             for position, clip in enumerate(dataset.clips):
                 path = folder / _file_name(clip)

@@ -51,9 +51,9 @@ class Predictions:
     views: dict[str, FloatArray]
     """Modality to [N, C], the scores that it gives alone."""
     regions: dict[str, Regions]
-    """By clip; empty where the model scores no regions."""
+    """By clip; empty where the model scores no regions, or ``predict`` was not asked for instances."""
     segments: dict[str, Segments]
-    """By clip; empty where the model scores no audio segments."""
+    """By clip; empty as ``regions``."""
     class_losses: FloatArray = field(default_factory=lambda: np.zeros(0))
     """[C], the training loss of each class, mean over clips; empty where it was not measured."""
     moments: dict[str, Segments] = field(default_factory=dict)
@@ -93,13 +93,18 @@ def predict(
     batches: Iterable[Batch],
     device: torch.device,
     regions_of: Callable[[Batch], Tensor | None] = lambda _: None,
+    instances: bool = True,
 ) -> Predictions:
     """Run a model over a split.
 
     Args:
-        model: The model; left in evaluation mode. batches: At least one batch, on any device. device: Where
-            the model is. regions_of: Pooled regions of a batch that need not be computed again
+        model: The model; left in evaluation mode.
+        batches: At least one batch, on any device.
+        device: Where the model is.
+        regions_of: Pooled regions of a batch that need not be computed again
             (``avfast.cache.CachedRegions``).
+        instances: Whether to keep the scores of regions and segments, which take up to a hundred times the
+            memory of the clips' scores.
 
     Returns:
         The scores of all clips, in the order of the batches.
@@ -120,10 +125,10 @@ def predict(
         labels.append(_array(batch.targets) > 0)
         for modality, view in output.views.items():
             views.setdefault(modality, []).append(_array(view))
-        if "visual" in output.streams:
+        if instances and "visual" in output.streams:
             regions.update(_regions(batch, output))
             moments.update(_moments(batch, output))
-        if "audio" in output.streams:
+        if instances and "audio" in output.streams:
             segments.update(_segments(batch, output))
     joined = {modality: np.concatenate(parts) for modality, parts in views.items()}
     class_losses = np.concatenate(losses).mean(axis=0)

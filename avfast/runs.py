@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -97,19 +99,24 @@ def evaluate(
     batches = load_batches(dataset, range(len(dataset)), batch_size, workers)
     count = math.ceil(len(dataset) / batch_size)
     progress = tqdm(batches, desc=split, total=count, unit="batch", disable=None)
-    predictions = predict(trained.model, progress, device)
+    annotations = dataset.annotations()
+    predictions = predict(trained.model, progress, device, instances=annotations is not None)
     summary = {
         "split": split,
         "system": trained.config["model"]["system"],
         "seed": trained.config["seed"],
-        **summarise(predictions, trained.thresholds, trained.classes, dataset.annotations()),
+        **summarise(predictions, trained.thresholds, trained.classes, annotations),
     }
     write_results(folder, summary, predictions, trained.classes)
     return summary
 
 
 def load_batches(
-    dataset: Dataset[Sample], order: Sequence[int], batch_size: int, workers: int, skip: int = 0
+    dataset: Dataset[Sample],
+    order: Sequence[int] | NDArray[np.int64],
+    batch_size: int,
+    workers: int,
+    skip: int = 0,
 ) -> Iterator[Batch]:
     """Batches of clips in a given order; the last may be smaller.
 
@@ -123,10 +130,10 @@ def load_batches(
     Raises:
         InputError: A clip cannot be read.
     """
-    batches = [list(order[first : first + batch_size]) for first in range(0, len(order), batch_size)]
+    starts = range(skip * batch_size, len(order), batch_size)
     loader = DataLoader(
         dataset,
-        batch_sampler=batches[skip:],
+        batch_sampler=([int(place) for place in order[at : at + batch_size]] for at in starts),
         num_workers=workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),

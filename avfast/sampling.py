@@ -6,25 +6,26 @@ import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from avfast.metrics import BoolArray
 
 
-def epoch_order(labels: BoolArray, balanced: bool, seed: int, epoch: int) -> list[int]:
+def epoch_order(clips: int, seed: int, epoch: int, balance: BoolArray | None = None) -> NDArray[np.int64]:
     """Positions of an epoch's clips; a function of the arguments alone, so that any process can repeat it.
 
     Args:
-        labels: [N, C].
-        balanced: See ``balanced_order``; else every clip comes once.
+        clips: N; every clip comes once.
         seed: Of the run.
         epoch: Counted from 0.
+        balance: [N, C], labels to balance the epoch by instead, see ``balanced_order``.
     """
     generator = np.random.default_rng([seed, epoch])
-    return balanced_order(labels, generator) if balanced else generator.permutation(len(labels)).tolist()
+    return generator.permutation(clips) if balance is None else balanced_order(balance, generator)
 
 
-def balanced_order(labels: BoolArray, generator: np.random.Generator) -> list[int]:
+def balanced_order(labels: BoolArray, generator: np.random.Generator) -> NDArray[np.int64]:
     """An epoch in which every class comes as often: clips drawn class by class in turn.
 
     Args:
@@ -40,7 +41,7 @@ def balanced_order(labels: BoolArray, generator: np.random.Generator) -> list[in
         np.concatenate([generator.permutation(g) for _ in range(math.ceil(rounds / len(g)))]) for g in groups
     ]
     turns = [generator.permutation([deck[turn] for deck in decks]) for turn in range(rounds)]
-    return np.concatenate(turns)[: len(labels)].tolist()
+    return np.concatenate(turns)[: len(labels)]
 
 
 def balanced_weights(labels: BoolArray) -> Tensor:

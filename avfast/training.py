@@ -135,7 +135,8 @@ class Trainer:
         self.options, self.recipe, self.model, self.device = options, recipe, model, device
         self.world = world or World()
         self.classes = list(train.classes)
-        self.labels = train.labels()
+        labels = train.labels() if recipe.balanced or recipe.class_weights else None
+        self.balanced_by = labels if recipe.balanced else None
         budget = Budget(int(options.cache_gib * GIB))
         self.regions_of = CachedRegions(model, budget, maps)
         keep = options.workers == 0  # a worker's memory is its own
@@ -156,7 +157,8 @@ class Trainer:
         learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(learned, lr=recipe.lr, weight_decay=recipe.weight_decay)
         self.averaged = AveragedModel(model, use_buffers=True) if recipe.average > 1 else None
-        self.balance = balanced_weights(self.labels).to(device) if recipe.class_weights else None
+        weights = balanced_weights(labels).to(device) if labels is not None and recipe.class_weights else None
+        self.balance = weights
         self.progress = Progress()
         if options.resume:
             self.restore()
@@ -201,7 +203,8 @@ class Trainer:
 
     def batches(self) -> Iterator[Batch]:
         """The batches of the current epoch that are left; a function of seed, epoch and position alone."""
-        order = epoch_order(self.labels, self.recipe.balanced, self.options.seed, self.progress.epoch)
+        clips = len(self.train_set)
+        order = epoch_order(clips, self.options.seed, self.progress.epoch, self.balanced_by)
         size, workers = self.recipe.batch_size, self.options.workers
         return load_batches(self.train_set, order, size, workers, skip=self.progress.position)
 
@@ -268,7 +271,8 @@ class Trainer:
         progress, recipe = self.progress, self.recipe
         if self.averaged is not None and progress.epoch >= recipe.epochs - recipe.average:
             self.averaged.update_parameters(self.model)
-        predictions = predict(self.candidate, self.all_of(self.val_set), self.device, self.regions_of)
+        batches = self.all_of(self.val_set)
+        predictions = predict(self.candidate, batches, self.device, self.regions_of, instances=False)
         thresholds = {rule: choose_thresholds(predictions, rule) for rule in THRESHOLD_RULES}
         chosen = thresholds[self.options.thresholds].scores
         figures = classification(predictions.scores, predictions.labels, chosen, self.classes)

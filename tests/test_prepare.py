@@ -63,6 +63,7 @@ def test_every_clip_is_accounted_for(source: Path, tmp_path: Path) -> None:
     assert "none.wav" in found["copy01.mp4"][1]
     assert sorted(contents(tmp_path / "out")) == [
         "index.json",
+        "index.npz",
         "manifest.csv",
         "test-00000.tar",
         "train-00000.tar",
@@ -162,6 +163,10 @@ def test_finished_work_is_left_alone(source: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     assert job(source, labels, out) == first
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    columns = (out / "index.npz").read_bytes()
+    (out / "index.npz").unlink()
+    assert job(source, labels, out) == first
+    assert (out / "index.npz").read_bytes() == columns
     with pytest.raises(InputError, match="other labels or options; choose another --out"):
         job(source, labels, out, Settings(fps=2))
     labels_csv(tmp_path, "whole.mp4,dog,train,")

@@ -9,7 +9,8 @@ import os
 import statistics
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from avfast.data.batch import Sample
+from avfast.data.clip_index import ClipNames, Entry, open_index
 from avfast.data.labels import Annotations, read_annotations
 from avfast.data.logmel import FrontEnd
 from avfast.data.opencv import cv2
@@ -33,7 +35,6 @@ from avfast.data.shards import (
     decode_jpeg,
     decode_sound,
     frame_member,
-    read_index,
 )
 from avfast.errors import InputError
 
@@ -73,14 +74,13 @@ class ShardDataset(Dataset[Sample]):
             InputError: When ``root`` is no such folder, or has no clip in ``split``.
         """
         self.root = Path(root)
-        index = read_index(self.root)
-        self.classes: list[str] = index["classes"]
-        self.preparation: dict[str, Any] = index["options"]
-        self._shards: list[dict[str, Any]] = index["shards"]
-        self._entries: list[dict[str, Any]] = [e for e in index["clips"] if e["split"] == split]
-        if not self._entries:
+        self._index = open_index(self.root)
+        self.classes: list[str] = self._index.head["classes"]
+        self.preparation: dict[str, Any] = self._index.head["options"]
+        self._positions = self._index.positions(split)
+        if not len(self._positions):
             raise InputError(f"{self.root}: no clip in the split {split!r}; add some to the labels")
-        self.clips: list[str] = [entry["clip"] for entry in self._entries]
+        self.clips = ClipNames(self._index, self._positions)
         self.image_size = image_size
         self.proposals = proposals
         self.front_end = front_end
@@ -88,7 +88,7 @@ class ShardDataset(Dataset[Sample]):
 
     def __len__(self) -> int:
         """How many clips the split has."""
-        return len(self._entries)
+        return len(self._positions)
 
     def __getitem__(self, position: int) -> Sample:
         """Read and decode one clip.
@@ -96,13 +96,13 @@ class ShardDataset(Dataset[Sample]):
         Raises:
             InputError: Naming the shard, when it is missing or damaged.
         """
-        entry = self._entries[position]
+        entry = self._entry(position)
         members = self._read(entry)
         try:
             return decode(
                 members,
-                entry["clip"],
-                [float(name in entry["labels"]) for name in self.classes],
+                entry.clip,
+                [float(name in entry.labels) for name in self.classes],
                 self.image_size,
                 self.proposals,
                 self.front_end,
@@ -113,7 +113,7 @@ class ShardDataset(Dataset[Sample]):
 
     def labels(self) -> NDArray[np.bool_]:
         """[N, C], which classes each clip has, without reading the clips."""
-        return np.array([[name in entry["labels"] for name in self.classes] for entry in self._entries])
+        return self._index.targets(self._positions)
 
     def members(self, position: int) -> dict[str, bytes]:
         """What the shards hold of one clip, as ``clips.pack`` made it.
@@ -121,7 +121,7 @@ class ShardDataset(Dataset[Sample]):
         Raises:
             InputError: Naming the shard, when it is missing or damaged.
         """
-        return self._read(self._entries[position])
+        return self._read(self._entry(position))
 
     def annotations(self) -> Annotations | None:
         """Ground truth of this split's clips, None where the data has none."""
@@ -130,17 +130,21 @@ class ShardDataset(Dataset[Sample]):
 
     def clip_seconds(self) -> float:
         """Typical length of a clip: the median over a hundred that lie evenly in the split."""
-        step = math.ceil(len(self._entries) / CLIPS_FOR_LENGTH)
-        return round(statistics.median(map(self._seconds, self._entries[::step])), 3)
+        step = math.ceil(len(self) / CLIPS_FOR_LENGTH)
+        return round(statistics.median(map(self._seconds, range(0, len(self), step))), 3)
 
-    def _seconds(self, entry: Mapping[str, Any]) -> float:
-        facts = json.loads(self._read({**entry, "members": {FACTS: entry["members"][FACTS]}})[FACTS])
+    def _entry(self, position: int) -> Entry:
+        return self._index[self._positions[position]]
+
+    def _seconds(self, position: int) -> float:
+        entry = self._entry(position)
+        facts = json.loads(self._read(replace(entry, members={FACTS: entry.members[FACTS]}))[FACTS])
         shown = facts["frame_times"][-1] + 1 / self.preparation["fps"] if facts["frame_times"] else 0.0
         return max(shown, facts["sound_seconds"])
 
-    def _read(self, entry: Mapping[str, Any]) -> dict[str, bytes]:
+    def _read(self, entry: Entry) -> dict[str, bytes]:
         """A clip's members, by one read of the stretch of the shard that holds them."""
-        places = entry["members"]
+        places = entry.members
         start = min(offset for offset, _, _ in places.values())
         end = max(offset + size for offset, size, _ in places.values())
         try:
@@ -152,15 +156,15 @@ class ShardDataset(Dataset[Sample]):
         members = {name: stretch[at - start : at - start + size] for name, (at, size, _) in places.items()}
         for name, (_, _, checksum) in places.items():
             if zlib.crc32(members[name]) != checksum:
-                raise self._damaged(entry, f"checksum of {entry['key']}.{name} differs")
+                raise self._damaged(entry, f"checksum of the member {name} differs")
         return members
 
-    def _shard(self, entry: Mapping[str, Any]) -> Path:
-        return self.root / self._shards[entry["shard"]]["name"]
+    def _shard(self, entry: Entry) -> Path:
+        return self.root / self._index.head["shards"][entry.shard]["name"]
 
-    def _damaged(self, entry: Mapping[str, Any], reason: str) -> InputError:
+    def _damaged(self, entry: Entry, reason: str) -> InputError:
         return InputError(
-            f"{self._shard(entry)}: missing or damaged: cannot read the clip {entry['clip']!r} ({reason}); "
+            f"{self._shard(entry)}: missing or damaged: cannot read the clip {entry.clip!r} ({reason}); "
             "prepare the data again"
         )
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from avfast import sandbox
 from avfast.data import shards
+from avfast.data.clip_index import INDEX, open_index, write_columns
 from avfast.data.clips import Outcome, Settings, Staged, Task, inventory, prepare_file
 from avfast.data.files import TEMPORARY_PREFIX, exclusive, write_json, write_text
 from avfast.data.labels import SPLITS, Annotation, Annotations, Labels, annotations_csv, csv_text
@@ -71,7 +72,7 @@ def prepare(
     with _explained(out), exclusive(out, wait=False):
         staging = out / STAGING
         identity = _identity(labels, settings, shard_bytes)
-        if (out / shards.INDEX).is_file():
+        if (out / INDEX).is_file():
             return _finished(out, staging, identity)
         _claim(out, staging, settings)
 
@@ -230,8 +231,11 @@ def _identity(labels: Labels, settings: Settings, shard_bytes: int) -> str:
 
 def _finished(out: Path, staging: Path, identity: str) -> list[Outcome]:
     """The outcomes of a folder that is complete already."""
-    if shards.read_index(out)["options"].get("identity") != identity:
+    index = open_index(out)
+    if index.head["options"].get("identity") != identity:
         raise InputError(f"{out}: holds data prepared from other labels or options; choose another --out")
+    if index.root is None:  # prepared by an earlier version, or killed between the two files
+        write_columns(out, index)
     shutil.rmtree(staging, ignore_errors=True)
     return read_manifest(out / MANIFEST)
 

@@ -14,16 +14,12 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from avfast.data.files import atomic_write, write_text
+from avfast.data.clip_index import IndexBuilder, Place, key, write_index
+from avfast.data.files import atomic_write
 from avfast.data.labels import LabelledClip
 from avfast.data.media import SAMPLE_RATE
 from avfast.data.opencv import cv2
-from avfast.errors import InputError
 
-FORMAT = 1
-"""Version of the index and of a clip's members."""
-
-INDEX = "index.json"
 ANNOTATIONS = "annotations.csv"
 
 FACTS, PROPOSALS, SOUND = "json", "proposals.npy", "flac"
@@ -88,7 +84,7 @@ def encode_facts(facts: Mapping[str, Any]) -> bytes:
     return json.dumps(facts, ensure_ascii=False).encode()
 
 
-def write_members(file: IO[bytes], key: str, members: Members) -> dict[str, tuple[int, int, int]]:
+def write_members(file: IO[bytes], key: str, members: Members) -> dict[str, Place]:
     """Append a clip to a tar file; nothing but ``key`` and ``members`` decides the bytes written.
 
     Returns:
@@ -135,19 +131,16 @@ def write_shards(
         shard_bytes: See ``SHARD_BYTES``.
     """
     shards: list[dict[str, Any]] = []
-    entries: list[dict[str, Any]] = []
+    index = IndexBuilder()
     for name, group in _shard_plan(clips, shard_bytes):
         with atomic_write(root / name) as file:
             for clip, staged in group:
-                key = f"{len(entries):07d}"
                 members = _with_labels(read_members(staged), clip)
-                places = write_members(file, key, members)
-                entry = {"clip": clip.clip, "split": clip.split, "labels": list(clip.labels)}
-                entries.append(entry | {"shard": len(shards), "key": key, "members": places})
+                places = write_members(file, key(len(index)), members)
+                index.add(clip.clip, clip.split, clip.labels, len(shards), places)
             end_tar(file)
             shards.append({"name": name, "bytes": file.tell()})
-    index = {"format": FORMAT, "classes": list(classes), "options": dict(options), "shards": shards}
-    write_text(root / INDEX, json.dumps(index | {"clips": entries}, ensure_ascii=False) + "\n")
+    write_index(root, index.finish(classes, options, shards))
 
 
 def _shard_plan(
@@ -171,22 +164,3 @@ def _shard_plan(
 def _with_labels(members: dict[str, bytes], clip: LabelledClip) -> Members:
     facts = {"clip": clip.clip, "split": clip.split, "labels": list(clip.labels)}
     return members | {FACTS: encode_facts(facts | json.loads(members[FACTS]))}
-
-
-def read_index(root: Path) -> dict[str, Any]:
-    """The index of a folder of shards.
-
-    Raises:
-        InputError: When the folder has no index that this version can read.
-    """
-    path = Path(root) / INDEX
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; make shards with python -m avfast.prepare")
-    try:
-        index = json.loads(path.read_bytes())
-        version = index["format"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: damaged; prepare the data again") from error
-    if version != FORMAT:
-        raise InputError(f"{path}: format {version}, this version reads {FORMAT}; prepare the data again")
-    return index

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from avfast.cli import run
 from avfast.data import toy_events
+from avfast.data.clip_index import INDEX
 from avfast.data.clips import Settings
 from avfast.data.files import atomic_write, exclusive, write_text
 from avfast.data.label_lists import read_labels
@@ -37,7 +38,6 @@ from avfast.data.labels import SPLITS, Annotation, Annotations, annotations_csv
 from avfast.data.media import SAMPLE_RATE
 from avfast.data.opencv import cv2
 from avfast.data.preparation import prepare
-from avfast.data.shards import INDEX
 from avfast.engines import Engine
 
 CLASSES = tuple(sorted(toy_events.SIGHTS))
