@@ -42,7 +42,7 @@ from avfast.cli import run
 from avfast.data.clips import UNEXPECTED, Outcome, Settings
 from avfast.data.label_lists import read_labels
 from avfast.data.preparation import MANIFEST, MISSING, prepare
-from avfast.data.proposals import EdgeBoxesParameters
+from avfast.data.proposals import EdgeBoxesParameters, structured_forest
 from avfast.data.shards import SHARD_BYTES
 from avfast.engines import Engine, EngineName
 from avfast.errors import InputError
@@ -94,7 +94,8 @@ class Options:
     """Proposals are searched for on the picture scaled down to this many pixels on its longer side; raise it
     where objects are small."""
     edge_model: Path | None = None
-    """Model file of OpenCV's structured edge forest; without it, edges are image gradients."""
+    """Model of OpenCV's structured edge forest (model.yml.gz of its repository opencv_extra); without it,
+    edges are image gradients."""
     cache_features: str | None = None
     """Also store the conv maps of this backbone (efficientnet-lite0, alexnet or vgg16) in float16, to train
     with frozen conv layers. Can be given for a folder that is prepared already."""
@@ -160,8 +161,8 @@ def _settings(options: Options) -> Settings:
             raise InputError(f"--{name.replace('_', '-')}: expected more than 0, got {value}")
     if options.nms_iou > 1:
         raise InputError(f"--nms-iou: expected at most 1, got {options.nms_iou}")
-    if options.edge_model is not None and not options.edge_model.is_file():
-        raise InputError(f"{options.edge_model}: no such file; --edge-model takes OpenCV's structured forest")
+    if options.edge_model is not None:
+        structured_forest(options.edge_model)  # an unusable model is told before the work
     return Settings(
         fps=options.fps,
         long_side=options.long_side,

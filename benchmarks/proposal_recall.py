@@ -1,6 +1,7 @@
 """Recall and cost of object proposals, over edge sources, picture sizes and suppression thresholds.
 
     python benchmarks/proposal_recall.py ../shared/real_clips
+    python benchmarks/proposal_recall.py ../shared/real_clips --frames 60 --edges-only
     python benchmarks/proposal_recall.py ../shared/real_clips --frames 50 --edge-model model.yml.gz
 
 A frame is a picture at a whole second with at least one annotated box. recall@N is the share of annotated
@@ -60,6 +61,8 @@ class Options:
     """Of the draw."""
     alpha: float = EdgeBoxesParameters.alpha
     """Of the rows that do not vary it."""
+    edges_only: bool = False
+    """Only the rows that differ from the first in nothing but their edges."""
     edge_model: Path | None = None
     """Model file of OpenCV's structured edge forest, to measure that too."""
 
@@ -85,13 +88,16 @@ class Variant:
 def main(options: Options) -> None:
     """Run the program."""
     cv2.setNumThreads(1)
+    variants = list(_variants(options))
+    if options.edges_only:
+        variants = [variant for variant in variants if variant.parameters == variants[0].parameters]
     truths = list(_truths(options))
     boxes = sum(len(truth.boxes) for truth in truths)
     print(f"{len(truths)} frames, {boxes} boxes, from {' and '.join(options.splits)}\n")
     recalls = " | ".join(f"recall@{count}" for count in COUNTS)
     print(f"| edges | side | alpha | beta | {recalls} | small@100 | edges ms | all ms |")
     print("| --- |" + " ---: |" * (len(COUNTS) + 6))
-    for variant in _variants(options):
+    for variant in variants:
         print(_row(variant, truths), flush=True)
 
 
@@ -108,7 +114,7 @@ def _variants(options: Options) -> Iterator[Variant]:
         yield Variant("two scales", partial(_thin_edges, GRADIENT_SIGMAS), replace(default, search_side=side))
     for beta in (0.4, 0.65, 0.75):
         yield Variant("two scales", partial(_thin_edges, GRADIENT_SIGMAS), replace(default, beta=beta))
-    for alpha in (0.5, 0.6, 0.65):
+    for alpha in sorted({0.5, 0.6, 0.65} - {default.alpha}):
         yield Variant("two scales", partial(_thin_edges, GRADIENT_SIGMAS), replace(default, alpha=alpha))
     authors = replace(default, search_side=320, alpha=0.65, beta=0.75)
     yield Variant("one scale", partial(_thin_edges, finest), authors)

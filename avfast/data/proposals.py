@@ -29,6 +29,18 @@ STRONG_EDGE_PERCENTILE = 95.0
 MIN_STRONG_EDGE = 0.02
 """Gradient, as a share of the brightness range per pixel, below which no edge has strength 1."""
 
+_FOREST_OPTIONS = (
+    "stride",
+    "shrinkNumber",
+    "patchSize",
+    "patchInnerSize",
+    "numberOfGradientOrientations",
+    "selfsimilarityGridSize",
+    "numberOfTrees",
+    "numberOfTreesToEvaluate",
+)
+_FOREST_PARTS = ("childs", "featureIds", "thresholds", "edgeBoundaries", "edgeBins")
+
 
 @dataclass(frozen=True)
 class EdgeBoxesParameters:
@@ -122,7 +134,7 @@ def gradient_edges(image: NDArray[np.uint8]) -> EdgeMaps:
 
 def structured_forest_edges(edge_model: Path, image: NDArray[np.uint8]) -> EdgeMaps:
     """Edges that a structured random forest finds (Dollár and Zitnick, ICCV 2013)."""
-    forest = _structured_forest(edge_model)
+    forest = structured_forest(edge_model)
     edges = forest.detectEdges(image.astype(np.float32) / 255)
     orientation = forest.computeOrientation(edges)
     return forest.edgesNms(edges, orientation), orientation
@@ -219,10 +231,36 @@ def _detector(max_boxes: int, parameters: EdgeBoxesParameters) -> Any:
 
 
 @cache
-def _structured_forest(edge_model: Path) -> Any:
+def structured_forest(edge_model: Path) -> Any:
+    """OpenCV's edge detector with the forest of a file.
+
+    Args:
+        edge_model: As OpenCV's repository opencv_extra has it, ``testdata/cv/ximgproc/model.yml.gz``.
+
+    Raises:
+        InputError: There is no such file, or it holds no forest.
+    """
     if not edge_model.is_file():
-        raise InputError(f"{edge_model}: no such edge model; give the file of OpenCV's structured forest")
+        raise InputError(f"{edge_model}: no such file; give the model of OpenCV's structured edge forest")
     try:
-        return cv2.ximgproc.createStructuredEdgeDetection(str(edge_model))
-    except cv2.error as error:
-        raise InputError(f"{edge_model}: not a model of OpenCV's structured edge detection") from error
+        if _holds_forest(edge_model):
+            return cv2.ximgproc.createStructuredEdgeDetection(str(edge_model))
+    except (cv2.error, SystemError):  # a parsing error comes as the one or the other
+        pass
+    raise InputError(
+        f"{edge_model}: not a model of OpenCV's structured edge forest; OpenCV has one in its repository "
+        "opencv_extra, testdata/cv/ximgproc/model.yml.gz"
+    )
+
+
+def _holds_forest(edge_model: Path) -> bool:
+    """Whether a file has the parts of a forest: OpenCV takes any other file, too, and then crashes."""
+    storage = cv2.FileStorage(str(edge_model), cv2.FILE_STORAGE_READ)
+    options = storage.getNode("options")
+    numbers = [options.getNode(name) for name in _FOREST_OPTIONS] if options.isMap() else []
+    parts = [storage.getNode(name) for name in _FOREST_PARTS]
+    return bool(
+        numbers
+        and all(number.isInt() and number.real() > 0 for number in numbers)
+        and all(part.isSeq() and part.size() for part in parts)
+    )
