@@ -18,8 +18,10 @@ from avfast.evaluation import Thresholds
 from avfast.inference import Localizer
 from avfast.localization import Localization
 from avfast.models import SYSTEMS, ModelConfig, build
-from avfast.report import figures
+from avfast.report import figure, figures
 from avfast.report.colours import PALETTE, class_colour, luminance, rgb, text_on
+from avfast.report.comparison import draw_per_class
+from avfast.report.curves import draw_curves
 from avfast.runs import Trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -137,3 +139,32 @@ def _lab(colour: str, sight: np.ndarray) -> np.ndarray:
     xyz = to_xyz @ (sight @ linear).clip(0, 1) / white
     x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def test_letters_that_the_usual_font_lacks_come_from_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a figure was drawn before, outside of ``any_script``, as the curves of a run are."""
+    letter = "\u1d81"  # of the fonts that come with matplotlib, STIX has it and DejaVu has not
+
+    def drawn(text: str, *fonts: str) -> bytes:
+        monkeypatch.setattr(figure, "FONTS", fonts)
+        figure._installed.cache_clear()
+        picture = Figure(figsize=(2, 2))
+        axes = picture.subplots()
+        axes.plot([0, 1], label=text)
+        axes.legend()
+        return figure.png(picture)
+
+    missing, found = drawn(letter, "DejaVu Sans"), drawn(letter, "DejaVu Sans", "STIXGeneral")
+    assert missing != found
+    assert drawn("a", "DejaVu Sans") == drawn("a", "DejaVu Sans", "STIXGeneral")
+    figure._installed.cache_clear()
+
+
+def test_curves_and_tables_take_any_name(tmp_path: Path) -> None:
+    per_class = {name: {"loss": 1.0, "f1": 0.5} for name in NAMES}
+    val = {"loss": 1.0, "micro_f1": 0.5, "map": 0.5, "per_class": per_class}
+    draw_curves([{"step": 1, "loss": 1.0}, {"step": 1, "val": val}], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    picture = Figure()
+    draw_per_class(picture.subplots(), np.ones((1, len(NAMES))), ["av-two-stream"], NAMES)
+    assert "車" in figure.svg(picture).decode()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from matplotlib import font_manager, rc_context
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from avfast.data.files import write_bytes
 
@@ -46,6 +47,7 @@ def save(figure: Figure, path: Path, dpi: float = DPI) -> None:
 def png(figure: Figure, dpi: float = DPI) -> bytes:
     """A figure as PNG."""
     file = io.BytesIO()
+    _plain_text(figure)
     with any_script():
         figure.savefig(file, format="png", dpi=dpi)
     return file.getvalue()
@@ -54,6 +56,15 @@ def png(figure: Figure, dpi: float = DPI) -> bytes:
 def svg(figure: Figure) -> bytes:
     """A figure as SVG, the same bytes each time; its text stays text, which a browser has the letters for."""
     file = io.BytesIO()
+    _plain_text(figure)
     with any_script(), rc_context({"svg.fonttype": "none"}):
         figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()
+
+
+def _plain_text(figure: Figure) -> None:
+    """Names as they are: no formulas, and any letters, also in texts made outside of ``any_script``."""
+    for text in figure.findobj(Text):
+        if text.get_fontfamily() == ["sans-serif"]:
+            text.set_fontfamily(_installed())
+        text.set_parse_math(False)
