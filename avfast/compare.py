@@ -29,7 +29,7 @@ from tqdm import tqdm
 from avfast import sources, train
 from avfast.cli import run
 from avfast.comparison import PAPER_ORDER, Run, compare, read_result
-from avfast.data.files import TEMPORARY_PREFIX, exclusive, write_json
+from avfast.data.files import TEMPORARY_PREFIX, exclusive, read_json, write_json
 from avfast.errors import InputError
 from avfast.models import SYSTEMS
 from avfast.report.comparison import write_report
@@ -108,7 +108,7 @@ def check_folder(options: Options) -> None:
     path = options.out / OPTIONS
     now = shared_options(options)
     if path.is_file():
-        before = json.loads(path.read_text())
+        before = read_json(path, "choose another --out")
         changed = [name for name in now if now[name] != before.get(name)]
         if changed:
             raise InputError(
@@ -231,7 +231,9 @@ class Account:
 
 def read_account(path: Path) -> dict[str, Any]:
     """What an ``Account`` has written, or nothing yet."""
-    return json.loads(path.read_text()) if path.is_file() else dict.fromkeys(TIMES, 0.0) | {"finished": False}
+    if not path.is_file():
+        return dict.fromkeys(TIMES, 0.0) | {"finished": False}
+    return read_json(path, "delete it, and its run goes on from its checkpoint")
 
 
 def cpu_seconds() -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 
 from avfast import metrics
+from avfast.data.files import read_json
 from avfast.errors import InputError
 from avfast.metrics import BoolArray, FloatArray
 from avfast.models import ModelConfig, build
@@ -108,7 +108,8 @@ def read_result(folder: Path, cost: Mapping[str, float]) -> Result:
     Raises:
         InputError: A file is missing or does not belong to the others.
     """
-    config, summary = (_read_json(folder / name) for name in ("config.json", "metrics.json"))
+    remedy = "delete the run's folder to train it again"
+    config, summary = (read_json(folder / name, remedy) for name in ("config.json", "metrics.json"))
     classes = list(config["classes"])
     clips, scores, labels = read_scores(folder / "scores.csv", classes)
     decisions = scores >= np.array([summary["per_class"][name]["threshold"] for name in classes])
@@ -256,8 +257,10 @@ def shapley(audio: float, video: float, both: float, neither: float = 0.0) -> di
     """Shapley values of a game of two, from the worth of each coalition.
 
     Args:
-        audio: Worth of sound alone. video: Worth of the picture alone. both: Worth of both. neither: Worth of
-            nothing.
+        audio: Worth of sound alone.
+        video: Worth of the picture alone.
+        both: Worth of both.
+        neither: Worth of nothing.
 
     Returns:
         ``audio`` and ``video``, which sum to ``both - neither``.
@@ -344,10 +347,3 @@ def _check_same_clips(finished: Mapping[str, Mapping[int, Result]]) -> Result | 
                 "runs: choose another --out"
             )
     return first
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError) as error:
-        raise InputError(f"{path}: missing or damaged; delete the run's folder to train it again") from error

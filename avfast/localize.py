@@ -33,7 +33,7 @@ from typing import Any
 import tyro
 
 from avfast.cli import run
-from avfast.data.files import write_bytes, write_text
+from avfast.data.files import read_json, write_bytes, write_text
 from avfast.data.media import read_frames
 from avfast.data.shards import encode_jpeg
 from avfast.errors import InputError
@@ -177,7 +177,7 @@ def write_frames(video: Path, result: Localization, folder: Path) -> None:
 def read_metrics(run: Path) -> dict[str, Any] | None:
     """The run's figures, None where it was never evaluated."""
     path = run / "metrics.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    return read_json(path, f"run python -m avfast.evaluate {run}") if path.is_file() else None
 
 
 def summary_line(result: Localization, stem: str) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from avfast.comparison import read_scores
 from avfast.data.dataset import ShardDataset
-from avfast.data.files import write_text
+from avfast.data.files import read_json, write_text
 from avfast.inference import Localizer
 from avfast.report.figure import png
 from avfast.report.figures import DPI, draw_overview
@@ -31,11 +30,12 @@ def write_run_report(folder: Path, trained: Trained, dataset: ClipDataset) -> Pa
         The page's path.
 
     Raises:
-        InputError: The scores are missing or damaged.
+        InputError: One of these files is missing or damaged.
     """
     clips, scores, labels = read_scores(folder / "scores.csv", trained.classes)
     split = ScoredSplit(clips, scores, labels, trained.thresholds.scores)
-    config, metrics = (json.loads((folder / name).read_text()) for name in ("config.json", "metrics.json"))
+    remedy = "train once more with --resume, which writes it anew"
+    config, metrics = (read_json(folder / name, remedy) for name in ("config.json", "metrics.json"))
     draw_clip = None
     if isinstance(dataset, ShardDataset):
         localizer = Localizer(folder, trained)

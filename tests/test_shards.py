@@ -250,3 +250,13 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
     files.write_bytes(path, b"newer")
     assert path.read_bytes() == b"newer"
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"a": 1', b"[1]", b"\xff\xfe\x00"])
+def test_json_that_cannot_be_read_says_what_to_do(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "facts.json"
+    files.write_json(path, {"é": [1]})
+    assert files.read_json(path, "") == {"é": [1]}
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(InputError, match=r"facts\.json: .*damaged.*; write it again"):
+        files.read_json(path, "write it again")

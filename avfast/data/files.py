@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from avfast.errors import InputError
+
 TEMPORARY_PREFIX = ".tmp-"
 
 
@@ -62,6 +64,25 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write ``value`` to ``path`` atomically, as indented JSON that ends with a newline."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
+    """Read a mapping that ``write_json`` wrote.
+
+    Args:
+        path: The file.
+        remedy: What to do where it cannot be read: the end of the error's message.
+
+    Raises:
+        InputError: The file is missing or damaged.
+    """
+    try:
+        value = json.loads(Path(path).read_bytes())
+    except (FileNotFoundError, ValueError) as error:
+        raise InputError(f"{path}: missing or damaged; {remedy}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: damaged, it holds no mapping; {remedy}")
+    return value
 
 
 def _sync_folder(folder: Path) -> None:
