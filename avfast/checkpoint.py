@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from avfast.data.files import TEMPORARY_PREFIX, atomic_write
 from avfast.errors import InputError
 
+LAST, PREVIOUS = "last.pt", "previous.pt"
+"""A run's state, and what that file was before it was last written."""
+
 FORMAT = "avfast-checkpoint-2"
 _FAMILY = FORMAT.rstrip("0123456789")
 
@@ -25,6 +28,11 @@ _ZIP, _PICKLE = b"PK", b"\x80"
 
 class Damaged(InputError):
     """A file that was a checkpoint, or the beginning of one, and is not whole."""
+
+
+def resumable(folder: Path) -> bool:
+    """Whether the folder of a run has a state to go on from."""
+    return any((folder / name).is_file() for name in (LAST, PREVIOUS))
 
 
 def save(path: Path, state: Mapping[str, Any], previous: Path | None = None) -> None:

@@ -7,17 +7,19 @@ import inspect
 import io
 import os
 import re
+import shlex
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 import tyro
 
-from avfast.errors import BAD_INPUT, InputError
+from avfast.errors import BAD_INPUT, InputError, Interrupted
 
 Options = TypeVar("Options")
 
-INTERRUPTED = 130
+SIGNALLED = 128
 
 _HELP_INDENT = 8  # tyro indents an option's help text at least this far, its message less
 
@@ -34,7 +36,7 @@ def run(main: Callable[[Options], None], options: type[Options]) -> None:
         options: A dataclass whose fields have docstrings.
 
     Raises:
-        SystemExit: With code 2 for bad usage or bad input, 130 when interrupted.
+        SystemExit: With code 2 for bad usage or bad input, 130 after Ctrl-C, 143 after SIGTERM.
     """
     name = _program_name(main)
     parsed = _parse(name, main, options)
@@ -44,9 +46,12 @@ def run(main: Callable[[Options], None], options: type[Options]) -> None:
         _fail(name, str(error))
     except OSError as error:
         _fail(name, _describe(error))
+    except Interrupted as stop:
+        _say(f"\n{name}: {_farewell(name, stop)}")
+        sys.exit(SIGNALLED + stop.number)
     except KeyboardInterrupt:
         _say(f"\n{name}: interrupted")
-        sys.exit(INTERRUPTED)
+        sys.exit(SIGNALLED + signal.SIGINT)
 
 
 def _program_name(main: Callable[..., None]) -> str:
@@ -87,6 +92,17 @@ def _describe(error: OSError) -> str:
     """An operating system's error with its file first, where it names one."""
     reason = error.strerror or str(error) or type(error).__name__
     return f"{error.filename}: {reason}" if error.filename else reason
+
+
+def _farewell(name: str, stop: Interrupted) -> str:
+    """What was stopped by what, and the command that goes on with it."""
+    words = [f"stopped by {signal.Signals(stop.number).name}", stop.kept]
+    if stop.more and "TORCHELASTIC_RUN_ID" in os.environ:
+        words.append(f"go on with the same torchrun command and {stop.more}")
+    elif stop.more:
+        given = sys.argv[1:] + [stop.more] * (stop.more not in sys.argv)
+        words.append(f"go on with: python -m {name} {shlex.join(given)}")
+    return "; ".join(word for word in words if word)
 
 
 def _fail(name: str, message: str) -> NoReturn:

@@ -26,14 +26,13 @@ from typing import Any
 import tyro
 from tqdm import tqdm
 
-from avfast import sources, train
+from avfast import checkpoint, sources, train
 from avfast.cli import run
 from avfast.comparison import PAPER_ORDER, Run, compare, read_result
 from avfast.data.files import TEMPORARY_PREFIX, exclusive, read_json, write_json
 from avfast.errors import InputError
 from avfast.models import SYSTEMS
 from avfast.report.comparison import write_report
-from avfast.runs import LAST
 
 HEARTBEAT = 5.0  # s between two notes of the time that a run has taken
 PER_RUN = {"out", "system", "seed", "resume"}
@@ -183,7 +182,7 @@ def training_options(options: Options, planned: Run, folder: Path) -> train.Opti
     """What avfast.train is told: all that compare was, without weights of networks that the system lacks."""
     values = {entry.name: getattr(options, entry.name) for entry in fields(train.Options)}
     values |= {"out": folder, "system": planned.system, "seed": planned.seed}
-    values |= {"resume": (folder / LAST).is_file()}
+    values |= {"resume": checkpoint.resumable(folder)}
     modalities = getattr(SYSTEMS[planned.system], "modalities", ())
     for modality, names in WEIGHTS.items():
         if modality not in modalities:

@@ -1,4 +1,4 @@
-"""The error that a program reports to its user in one line."""
+"""What a program reports to its user in one line: bad input, and that it was told to stop."""
 
 from __future__ import annotations
 
@@ -12,3 +12,19 @@ class InputError(Exception):
     The message is one sentence or two: what is wrong, with the file's name, and what to do about it. Programs
     print it on stderr and exit with code 2 (see ``avfast.cli.run``).
     """
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the work.
+
+    Like its parent it is no ``Exception``, so that nothing on the way takes it for a failure.
+    """
+
+    def __init__(self, number: int, kept: str = "", more: str = "") -> None:
+        """Args:
+        number: Of the signal.
+        kept: What is left of the work.
+        more: What to add to the command line to go on with it; empty where one must start again.
+        """
+        super().__init__(number, kept, more)
+        self.number, self.kept, self.more = number, kept, more

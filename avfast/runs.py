@@ -21,15 +21,16 @@ from avfast.data.batch import Batch, Sample, collate
 from avfast.data.files import write_text
 from avfast.errors import InputError
 from avfast.evaluation import ThresholdRule, Thresholds, predict, summarise, write_results
+from avfast.guards import leave_signals_to_parent
 from avfast.models import ModelConfig, System, build
 from avfast.sources import ClipDataset, DataSource, recall
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-LAST, BEST, LOG = "last.pt", "best.pt", "metrics.jsonl"
-PREVIOUS = "previous.pt"
-"""What last.pt was before it was last written."""
+BEST, LOG = "best.pt", "metrics.jsonl"
+NAN_BATCH = "nan-batch.json"
+"""The step that stopped a run, as its loss or gradient was not finite."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,7 @@ def load_batches(
         batch_sampler=([int(place) for place in order[at : at + batch_size]] for at in starts),
         num_workers=workers,
         collate_fn=collate,
+        worker_init_fn=leave_signals_to_parent,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # its own, as starting a loader draws from the global one
     )
@@ -210,8 +212,12 @@ class RunLog:
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append one line, which must have ``step``."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
         if self.board is not None:
             for name, value in _scalars(line):
                 self.board.add_scalar(name, value, line["step"])
@@ -222,7 +228,7 @@ def _scalars(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, f
     for name, value in line.items():
         if isinstance(value, Mapping):
             yield from _scalars(value, f"{prefix}{name}/")
-        elif name != "step":
+        elif name != "step" and isinstance(value, int | float):
             yield prefix + name, value
 
 

@@ -19,19 +19,21 @@ import numpy as np
 import torch
 
 import avfast
-from avfast import conv_maps
+from avfast import checkpoint, conv_maps
+from avfast.checkpoint import LAST
 from avfast.cli import run
 from avfast.conv_maps import ConvMaps
 from avfast.data.features import FeatureBags
 from avfast.data.files import TEMPORARY_PREFIX
 from avfast.errors import InputError
 from avfast.evaluation import table
+from avfast.guards import Guard, guarded
 from avfast.models import ModelConfig, System, build
 from avfast.models.vggish import load_pca
 from avfast.recipes import Keep, Precision, Recipe, Schedule, default_recipe
 from avfast.report.curves import draw_curves
 from avfast.run_report import write_run_report
-from avfast.runs import LAST, PREVIOUS, evaluate, load_best, pick_device
+from avfast.runs import evaluate, load_best, pick_device
 from avfast.sources import DataSource, feature_backbones, open_split
 from avfast.training import RunOptions, Trainer
 
@@ -112,10 +114,21 @@ class Options(RunOptions):
 def main(options: Options) -> None:
     """Train, then report on the test split."""
     check_numbers(options)
+    with guarded(options.out) as guard:
+        train_and_test(options, guard)
+
+
+def train_and_test(options: Options, guard: Guard) -> None:
+    """All that ``main`` does; the guard says in one line what ended it from outside."""
     device, ops = pick_device(options.device)
     data = options.source()
     config = model_config(options, data)
     recipe = training_recipe(options, config)
+    guard.costly = {
+        "--batch-size": recipe.batch_size,
+        "--proposals": config.proposals,
+        "--image-size": config.image_size,
+    }
     check_folder(options.out, options.resume)
     maps = cached_maps(options, data, config, recipe)
     pictures = {"train": maps is None, "val": maps is None, "test": True}
@@ -127,7 +140,7 @@ def main(options: Options) -> None:
             count, example = len(dataset.absent), dataset.absent[0]
             print(f"left out: {count} {split} clips without features, such as {example}")
     model = new_model(options, config, len(splits["train"].classes)).to(device)
-    trainer = Trainer(options, recipe, model, splits["train"], splits["val"], device, maps)
+    trainer = Trainer(options, recipe, model, splits["train"], splits["val"], device, maps, guard=guard)
     trainer.train()
     draw_curves(trainer.log.lines(), options.out / "curves.png")
     trained = load_best(options.out, device)
@@ -188,7 +201,7 @@ def training_recipe(options: Options, config: ModelConfig) -> Recipe:
 
 def check_folder(folder: Path, resume: bool) -> None:
     """Refuse to overwrite a run, or to resume nothing."""
-    if resume and not any((folder / name).is_file() for name in (LAST, PREVIOUS)):
+    if resume and not checkpoint.resumable(folder):
         raise InputError(f"{folder}: nothing to resume, {LAST} is not there; leave out --resume to start")
     files = folder.iterdir() if folder.is_dir() and not resume else ()
     if any(not path.name.startswith(TEMPORARY_PREFIX) for path in files):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,12 +18,13 @@ from tqdm import tqdm
 
 from avfast import checkpoint, sources
 from avfast.cache import Budget, CachedDataset, CachedRegions
+from avfast.checkpoint import LAST, PREVIOUS
 from avfast.conv_maps import ConvMaps
 from avfast.data.batch import Batch, Sample
 from avfast.data.features import CLIP_SECONDS
 from avfast.data.files import write_json
 from avfast.distributed import World
-from avfast.errors import InputError
+from avfast.errors import InputError, Interrupted
 from avfast.evaluation import (
     THRESHOLD_RULES,
     Predictions,
@@ -31,11 +33,12 @@ from avfast.evaluation import (
     choose_thresholds,
     predict,
 )
+from avfast.guards import MOST_SKIPPED_IN_A_ROW, Guard, OnNaN, Rewind, gradient_norm, spoilt
 from avfast.metrics import classification
 from avfast.models import System
 from avfast.models.augment import flip, join_bags, random_partners
 from avfast.recipes import Recipe
-from avfast.runs import BEST, LAST, PREVIOUS, RunLog, load_batches
+from avfast.runs import BEST, LOG, NAN_BATCH, RunLog, load_batches
 from avfast.sampling import balanced_weights, epoch_order
 from avfast.sources import ClipDataset, DataSource
 
@@ -77,6 +80,8 @@ class RunOptions:
     """Steps between checkpoints, besides the one after each epoch."""
     tensorboard: bool = False
     """Also write events for TensorBoard into --out (needs avfast[tensorboard])."""
+    on_nan: OnNaN = "stop"
+    """When loss or gradient are not finite: stop, or skip the step, count it and name its clips."""
     report: bool = True
     """Write report.html at the end: curves, classes, best and worst clips."""
 
@@ -98,6 +103,11 @@ class Progress:
     """Sum over the steps since the last line of the log."""
     logged: int = 0
     """The step of that line."""
+    lost: int = 0
+    """Steps since that line that taught nothing."""
+    skipped: int = 0
+    """Steps that were skipped, as their loss or gradient was not finite."""
+    skipped_in_a_row: int = 0
     stale: int = 0
     """Epochs since the best one."""
 
@@ -115,6 +125,7 @@ class Trainer:
         device: torch.device,
         maps: ConvMaps | None = None,
         world: World | None = None,
+        guard: Guard | None = None,
     ) -> None:
         """Set up a run, or go back to where it was.
 
@@ -127,6 +138,7 @@ class Trainer:
             device: Where to compute.
             maps: Conv maps that take the place of the clips' frames.
             world: The ranks that train together; None for this process alone.
+            guard: Receives signals, if anything does.
 
         Raises:
             InputError: The maps are of another model, or the run to resume was started in another way or
@@ -154,8 +166,9 @@ class Trainer:
             "clips": fingerprint(train.clips),
         }
         self.every_class = torch.arange(len(self.classes), device=device)
-        learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(learned, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        self.guard = guard or Guard(options.out)
+        self.learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.learned, lr=recipe.lr, weight_decay=recipe.weight_decay)
         self.averaged = AveragedModel(model, use_buffers=True) if recipe.average > 1 else None
         weights = balanced_weights(labels).to(device) if labels is not None and recipe.class_weights else None
         self.balance = weights
@@ -186,6 +199,11 @@ class Trainer:
         return 0 < self.recipe.patience <= self.progress.stale
 
     @property
+    def late_epochs(self) -> int:
+        """How many epochs the mean of the late ones is to hold at the end of this one."""
+        return self.progress.epoch + 1 - max(0, self.recipe.epochs - self.recipe.average)
+
+    @property
     def candidate(self) -> System:
         """What an epoch ends with: the model, or from the first late epoch on their mean."""
         if self.averaged is not None and self.averaged.n_averaged > 0:
@@ -193,13 +211,38 @@ class Trainer:
         return self.model
 
     def train(self) -> None:
-        """Run all epochs that are left."""
-        with tqdm(total=self.steps, initial=self.progress.step, unit="step", disable=None) as bar:
+        """Run all epochs that are left.
+
+        Raises:
+            Interrupted: A signal came; the step was finished and all is saved.
+            InputError: A step is not finite, and not to be skipped.
+        """
+        bar = tqdm(total=self.steps, initial=self.progress.step, unit="step", disable=None)
+        with bar, self.guard.deferred():
             while self.progress.epoch < self.recipe.epochs and not self.stopped:
                 for batch in self.batches():
                     self.step(batch)
                     bar.update()
+                    self.heed_signals()
                 self.finish_epoch()
+            self.heed_signals()
+        if self.progress.skipped:
+            tqdm.write(
+                f"skipped: {self.progress.skipped} steps that were not finite; {LOG} names their clips"
+            )
+
+    def heed_signals(self) -> None:
+        """Save and stop, if a signal came."""
+        if self.world.any(self.guard.signalled is not None):
+            self.save()
+            raise Interrupted(self.guard.signalled or signal.SIGTERM)
+
+    def heeding(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Batches of a validation that a signal may cut short; resuming starts it again."""
+        for batch in batches:
+            if self.world.size == 1:  # of many ranks each has its own number of these batches
+                self.heed_signals()
+            yield batch
 
     def batches(self) -> Iterator[Batch]:
         """The batches of the current epoch that are left; a function of seed, epoch and position alone."""
@@ -210,7 +253,7 @@ class Trainer:
 
     def step(self, batch: Batch) -> None:
         """Learn from one batch."""
-        recipe = self.recipe
+        recipe, clips, before = self.recipe, batch.clips, Rewind(self.model)
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
@@ -221,10 +264,14 @@ class Trainer:
         loss = self.model.loss(output, batch.targets, weights)
         self.optimizer.zero_grad()
         loss.backward()
-        if recipe.clip_grad:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_grad)
-        self.optimizer.step()
-        self.after_step(loss.item(), batch.clips)
+        norm = gradient_norm(self.learned, recipe.clip_grad)
+        figures = torch.stack([loss.detach().float(), norm.float()]).tolist()  # one wait for the device
+        if all(map(math.isfinite, figures)):
+            self.optimizer.step()
+            self.progress.skipped_in_a_row = 0
+            self.after_step(figures[0])
+        else:
+            self.skip_or_stop(figures, clips, before)
 
     def augmented(self, batch: Batch) -> tuple[Batch, Tensor | None]:
         """A batch with its pooled regions, changed at random as the recipe says."""
@@ -239,17 +286,34 @@ class Trainer:
         """The rate of the next step."""
         return self.recipe.learning_rate(self.progress.step, self.steps)
 
-    def after_step(self, loss: float, clips: Sequence[str]) -> None:
-        """Count, log and save."""
-        if not math.isfinite(loss):
+    def skip_or_stop(self, figures: Sequence[float], clips: Sequence[str], before: Rewind) -> None:
+        """Leave out a step whose loss and norm are not finite, or stop where resuming repeats it."""
+        progress, place = self.progress, {"step": self.progress.step + 1, "epoch": self.progress.epoch}
+        loss, norm = map(str, figures)  # JSON has no NaN
+        found = {"loss": loss, "gradient_norm": norm, "clips": list(clips)}
+        if self.options.on_nan == "stop" or progress.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            write_json(self.options.out / NAN_BATCH, {**place, **found, "parameters": spoilt(self.model)})
+            before.all_back()
+            self.save()
             raise InputError(
-                f"the loss is {loss} at step {self.progress.step + 1} (clips {', '.join(clips)}); "
-                f"lower --lr, or look at these clips; {self.options.out / LAST} holds an earlier state"
+                f"the loss is {loss} at step {place['step']}, the norm of the gradient {norm}; "
+                f"{self.options.out / NAN_BATCH} names the {len(clips)} clips ({clips[0]}, ...). Start again "
+                "with a lower --lr or with --clip-grad; --resume repeats this very step, --resume --on-nan "
+                "skip leaves it out"
             )
+        before.buffers_back()
+        progress.skipped += 1
+        progress.skipped_in_a_row += 1
+        self.log.write({**place, "skipped": found})
+        self.after_step(None)
+
+    def after_step(self, loss: float | None) -> None:
+        """Count, log and save; a step without loss has taught nothing."""
         progress = self.progress
         progress.step += 1
         progress.position += 1
-        progress.loss += loss
+        progress.loss += loss or 0.0
+        progress.lost += loss is None
         if progress.step % self.options.log_every == 0:
             self.log_loss()
         if progress.step % self.options.save_every == 0 and progress.position < self.steps_per_epoch:
@@ -258,20 +322,21 @@ class Trainer:
     def log_loss(self) -> None:
         """Write the mean loss since the last line."""
         progress = self.progress
-        if progress.step > progress.logged:
-            mean = progress.loss / (progress.step - progress.logged)
+        counted = progress.step - progress.logged - progress.lost
+        if counted:
+            mean = progress.loss / counted
             self.log.write(
                 {"step": progress.step, "epoch": progress.epoch, "loss": mean, "lr": self.learning_rate()}
             )
-        progress.loss, progress.logged = 0.0, progress.step
+        progress.loss, progress.lost, progress.logged = 0.0, 0, progress.step
 
     def finish_epoch(self) -> None:
         """Validate, keep the model if it is to be kept, and save."""
         self.log_loss()
         progress, recipe = self.progress, self.recipe
-        if self.averaged is not None and progress.epoch >= recipe.epochs - recipe.average:
+        if self.averaged is not None and self.averaged.n_averaged < self.late_epochs:
             self.averaged.update_parameters(self.model)
-        batches = self.all_of(self.val_set)
+        batches = self.heeding(self.all_of(self.val_set))
         predictions = predict(self.candidate, batches, self.device, self.regions_of, instances=False)
         thresholds = {rule: choose_thresholds(predictions, rule) for rule in THRESHOLD_RULES}
         chosen = thresholds[self.options.thresholds].scores

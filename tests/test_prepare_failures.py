@@ -11,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,26 +43,6 @@ def test_kill_and_run_again(source: Path, tmp_path: Path, uninterrupted: dict[st
     with program(source, labels, out) as again:
         assert again.wait(timeout=300) == 0
     assert contents(out) == uninterrupted
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Mounts a file system of so many bytes; called again, changes its size."""
-    place = tmp_path / "disk"
-    place.mkdir()
-
-    def mount(size: int) -> Path:
-        option = f"{'remount,' if place.is_mount() else ''}size={size}"
-        command = ["mount", "-t", "tmpfs", "-o", option, "tmpfs", str(place)]
-        if subprocess.run(command, capture_output=True, check=False).returncode:
-            pytest.skip("mounting a tmpfs is not permitted here")
-        return place
-
-    if os.name != "posix" or not shutil.which("mount"):
-        pytest.skip("no mount command")
-    yield mount
-    if place.is_mount():
-        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 @pytest.mark.parametrize("share", [0.5, 1.5])

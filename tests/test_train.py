@@ -339,7 +339,7 @@ def test_bad_options_are_refused_before_anything_is_written(
 
 
 def test_a_diverging_run_says_what_to_do(data: Path, tmp_path: Path) -> None:
-    refused(data, tmp_path / "out", r"the loss is \w+ at step \d+ .*lower --lr", lr=1e20)
+    refused(data, tmp_path / "out", r"the loss is \w+ at step \d+, .*lower --lr", lr=1e20)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
