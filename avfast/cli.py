@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import io
 import os
@@ -10,16 +11,25 @@ import re
 import shlex
 import signal
 import sys
+import types
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, Union, get_args
 
 import tyro
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    UnsupportedTypeAnnotationError,
+)
 
 from avfast.errors import BAD_INPUT, InputError, Interrupted
 
 Options = TypeVar("Options")
 
 SIGNALLED = 128
+
+_REGISTRY = ConstructorRegistry()
 
 _HELP_INDENT = 8  # tyro indents an option's help text at least this far, its message less
 
@@ -68,12 +78,38 @@ def _parse(name: str, main: Callable[..., None], options: type[Options]) -> Opti
                 options,
                 prog=f"python -m {name}",
                 description=inspect.getdoc(sys.modules[main.__module__]),
-                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName),
+                config=(tyro.conf.PositionalMetavarFromFieldName,),
+                registry=_REGISTRY,
             )
     except SystemExit as stop:
         if not stop.code:
             raise
         _fail(name, f"{_one_line(complaint.getvalue())}; see python -m {name} --help")
+
+
+@_REGISTRY.primitive_rule
+def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """``X | None`` is given as an X or left out; ``bool | None`` also as a bare switch, which means yes."""
+    kinds = [kind for kind in get_args(info.type) if kind is not type(None)]
+    if info.type_origin not in (Union, types.UnionType) or len(kinds) != 1:
+        return None
+    if kinds[0] is bool:
+        return PrimitiveConstructorSpec(
+            nargs=(0, 1),
+            metavar="[True|False]",
+            choices=("True", "False"),
+            instance_from_str=lambda words: words != ["False"],
+            is_instance=lambda value: value is None or isinstance(value, bool),
+            str_from_instance=lambda value: [str(value)],
+        )
+    spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(kinds[0], set(info.markers)))
+    if isinstance(spec, UnsupportedTypeAnnotationError):
+        return None
+    return dataclasses.replace(
+        spec,
+        is_instance=lambda value: value is None or spec.is_instance(value),
+        str_from_instance=lambda value: ["None"] if value is None else spec.str_from_instance(value),
+    )
 
 
 def _one_line(box: str) -> str:

@@ -4,7 +4,7 @@
     python -m avfast.localize runs/first videos/*.mp4 --out found --video
     python -m avfast.localize runs/first lecture.mkv --out found --hop 10 --frames
 
-For each video, DIR gets
+For each video, OUT gets
 
     STEM.json          all scores, regions, segments and events (docs/localization.md)
     STEM.csv           the events, in the columns of annotations.csv

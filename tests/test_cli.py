@@ -25,13 +25,20 @@ class Options:
     """The file to do it to."""
     times: int = 1
     """How often."""
+    limit: int | None = None
+    """How often at most."""
+    loud: bool | None = None
+    """In capitals, or not."""
+    dots: bool = True
+    """End with dots."""
 
 def main(options: Options) -> None:
     if options.times > 9:
         raise InputError(f"{options.file}: too often;\\ndo it less")
     if options.times < 0:
         raise KeyError("a bug")
-    print(options.file.read_text() * options.times)
+    text = options.file.read_text() * min(options.times, options.limit or options.times)
+    print({None: text, True: text.upper(), False: text.lower()}[options.loud] + "..." * options.dots)
 
 if __name__ == "__main__":
     run(main, Options)
@@ -41,7 +48,7 @@ if __name__ == "__main__":
 @pytest.fixture
 def program(tmp_path: Path):
     (tmp_path / "program.py").write_text(PROGRAM)
-    (tmp_path / "file").write_text("done")
+    (tmp_path / "file").write_text("Done")
 
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "program", *arguments]
@@ -50,15 +57,26 @@ def program(tmp_path: Path):
     return call
 
 
-def test_runs(program) -> None:
-    ended = program("file", "--times", "2")
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "donedone\n", "")
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ("--times 2 --no-dots", "DoneDone"),
+        ("--times 3 --limit 2 --dots", "DoneDone..."),
+        ("--loud --no-dots", "DONE"),
+        ("--loud False --no-dots", "done"),
+    ],
+)
+def test_runs(program, options: str, text: str) -> None:
+    ended = program("file", *options.split())
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{text}\n", "")
 
 
 def test_help_is_the_manual(program) -> None:
     ended = program("--help")
     assert ended.returncode == 0
     for part in ("usage: python -m program", "Do a thing to a file.", "The file to do it to.", "How often."):
+        assert part in ended.stdout
+    for part in ("--limit INT ", "--loud [True|False] ", "--dots, --no-dots "):
         assert part in ended.stdout
 
 
@@ -68,6 +86,7 @@ def test_help_is_the_manual(program) -> None:
         ((), "FILE"),
         (("file", "--time", "2"), "--time"),
         (("file", "--times", "many"), "many"),
+        (("file", "--loud", "very"), "'very'"),
         (("none",), "none: No such file or directory"),
         (("file", "--times", "10"), "file: too often; do it less"),
     ],
