@@ -78,6 +78,8 @@ class CachedRegions:
         """
         if not self.model.frozen_regions:
             return None
+        if not batch.size:
+            return self.model.pool_regions(batch.frames, batch.rois)
         bags, frames = pairwise(batch.region_offsets.tolist()), pairwise(batch.frame_offsets.tolist())
         clips = zip(batch.clips, bags, frames, strict=True)
         return torch.cat([self._pooled(batch, clip, slice(*bag), slice(*rows)) for clip, bag, rows in clips])

@@ -19,7 +19,7 @@ from avfast.errors import InputError
 LAST, PREVIOUS = "last.pt", "previous.pt"
 """A run's state, and what that file was before it was last written."""
 
-FORMAT = "avfast-checkpoint-2"
+FORMAT = "avfast-checkpoint-3"
 _FAMILY = FORMAT.rstrip("0123456789")
 
 _ZIP, _PICKLE = b"PK", b"\x80"
@@ -145,27 +145,27 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
         ) from error
 
 
-def random_states() -> dict[str, Any]:
-    """The state of every global random generator: Python's, NumPy's and torch's, on all devices."""
+def random_states(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The state of every global random generator: Python's, NumPy's and torch's, also on a CUDA device."""
     generator = np.random.get_state(legacy=False)  # noqa: NPY002 - saved, not drawn from
     key = torch.from_numpy(generator["state"]["key"].astype(np.int64))  # checkpoints hold tensors, not arrays
     return {
         "python": random.getstate(),
         "numpy": {**generator, "state": {**generator["state"], "key": key}},
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state(device) if torch.device(device).type == "cuda" else None,
     }
 
 
-def restore_random_states(states: Mapping[str, Any]) -> None:
+def restore_random_states(states: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
     """Undo everything drawn since ``random_states()`` returned ``states``."""
     random.setstate(states["python"])
     generator = states["numpy"]
     key = generator["state"]["key"].cpu().numpy().astype(np.uint32)
     np.random.set_state({**generator, "state": {**generator["state"], "key": key}})  # noqa: NPY002
     torch.set_rng_state(states["torch"].cpu())
-    if torch.cuda.is_available() and states["cuda"]:
-        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+    if torch.device(device).type == "cuda" and states["cuda"] is not None:
+        torch.cuda.set_rng_state(states["cuda"].cpu(), device)
 
 
 def _verify(path: Path) -> None:

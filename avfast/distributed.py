@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import random
 import sys
@@ -15,7 +16,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from avfast.errors import BAD_INPUT
 
@@ -49,6 +51,11 @@ class World:
         """Whether this is the rank that writes and prints."""
         return self.rank == 0
 
+    @property
+    def quiet(self) -> bool | None:
+        """What tqdm calls ``disable``: rank 0 shows progress, on a terminal."""
+        return None if self.main else True
+
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """This rank's part of a list: each item is in one part, and parts differ by one item at most."""
         return items[self.rank :: self.size]
@@ -73,6 +80,13 @@ class World:
         dist.gather_object(value, gathered if self.main else None)
         return gathered
 
+    def collect(self, part: Sequence[T]) -> list[T]:
+        """The inverse of ``share``: the whole list, in its order, on rank 0; an empty one on the others."""
+        turns = itertools.zip_longest(
+            *([(item,) for item in items] for items in self.gather(part)), fillvalue=()
+        )
+        return [item for turn in turns for place in turn for item in place]
+
     def once(self, compute: Callable[[], T]) -> T:
         """What ``compute`` returns on rank 0, which alone calls it, on every rank."""
         if self.size == 1:
@@ -81,12 +95,32 @@ class World:
         dist.broadcast_object_list(values)
         return values[0]  # type: ignore[return-value]
 
+    @contextlib.contextmanager
+    def local_turns(self) -> Iterator[None]:
+        """Within, one rank of each machine goes first, and leaves what it downloads to the others."""
+        if self.local_rank:
+            self.any(False)
+        yield
+        if not self.local_rank:
+            self.any(False)
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """The model as the ranks train it together: its gradients are the means over ranks.
+
+        Starts from the state of rank 0. All ranks must use all parameters in every step, also one without
+        clips.
+        """
+        return DistributedDataParallel(model) if self.size > 1 else model
+
     def seed(self, *numbers: int) -> None:
         """Start every global random generator of this process from the rank and these numbers."""
         python, numpy, torch_ = np.random.SeedSequence([*numbers, self.rank]).generate_state(3).tolist()
         random.seed(python)
         np.random.seed(numpy)  # noqa: NPY002 - the global generator, for libraries that use it
         torch.manual_seed(torch_)
+
+
+ALONE = World()
 
 
 @contextlib.contextmanager

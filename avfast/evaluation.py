@@ -87,7 +87,6 @@ class Thresholds:
         return cls(_threshold(state["scores"]), {m: _threshold(v) for m, v in state["views"].items()})
 
 
-@torch.no_grad()
 def predict(
     model: System,
     batches: Iterable[Batch],
@@ -109,39 +108,55 @@ def predict(
     Returns:
         The scores of all clips, in the order of the batches.
     """
+    return join(predict_parts(model, batches, device, regions_of, instances))
+
+
+@torch.no_grad()
+def predict_parts(
+    model: System,
+    batches: Iterable[Batch],
+    device: torch.device,
+    regions_of: Callable[[Batch], Tensor | None] = lambda _: None,
+    instances: bool = True,
+) -> list[Predictions]:
+    """As ``predict``, each batch for itself; ``join`` makes one of them."""
     model.eval()
-    clips: list[str] = []
-    losses, scores, labels = [], [], []
-    views: dict[str, list[FloatArray]] = {}
-    regions: dict[str, Regions] = {}
-    segments: dict[str, Segments] = {}
-    moments: dict[str, Segments] = {}
-    for batch in batches:
-        batch = batch.to(device)
-        output = model(batch, regions_of(batch))
-        losses.append(_array(model.losses(output, batch.targets)))
-        clips += batch.clips
-        scores.append(_array(output.scores))
-        labels.append(_array(batch.targets) > 0)
-        for modality, view in output.views.items():
-            views.setdefault(modality, []).append(_array(view))
-        if instances and "visual" in output.streams:
-            regions.update(_regions(batch, output))
-            moments.update(_moments(batch, output))
-        if instances and "audio" in output.streams:
-            segments.update(_segments(batch, output))
-    joined = {modality: np.concatenate(parts) for modality, parts in views.items()}
-    class_losses = np.concatenate(losses).mean(axis=0)
+    return [_predict_batch(model, batch.to(device), regions_of, instances) for batch in batches]
+
+
+def _predict_batch(
+    model: System, batch: Batch, regions_of: Callable[[Batch], Tensor | None], instances: bool
+) -> Predictions:
+    output = model(batch, regions_of(batch))
+    class_losses = _array(model.losses(output, batch.targets)).mean(axis=0)
+    seen, heard = (instances and modality in output.streams for modality in ("visual", "audio"))
     return Predictions(
-        clips,
-        float(class_losses.mean()),
-        np.concatenate(scores),
-        np.concatenate(labels),
-        joined,
-        regions,
-        segments,
-        class_losses,
-        moments,
+        clips=batch.clips,
+        loss=float(class_losses.mean()),
+        scores=_array(output.scores),
+        labels=_array(batch.targets) > 0,
+        views={modality: _array(view) for modality, view in output.views.items()},
+        regions=_regions(batch, output) if seen else {},
+        segments=_segments(batch, output) if heard else {},
+        class_losses=class_losses,
+        moments=_moments(batch, output) if seen else {},
+    )
+
+
+def join(parts: Sequence[Predictions]) -> Predictions:
+    """The predictions of at least one batch, or of several, as if they were one."""
+    shares = np.array([len(part.clips) for part in parts], float)
+    class_losses = np.average([part.class_losses for part in parts], axis=0, weights=shares)
+    return Predictions(
+        clips=[clip for part in parts for clip in part.clips],
+        loss=float(class_losses.mean()),
+        scores=np.concatenate([part.scores for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
+        views={m: np.concatenate([part.views[m] for part in parts]) for m in parts[0].views},
+        regions={clip: regions for part in parts for clip, regions in part.regions.items()},
+        segments={clip: segments for part in parts for clip, segments in part.segments.items()},
+        class_losses=class_losses,
+        moments={clip: moments for part in parts for clip, moments in part.moments.items()},
     )
 
 

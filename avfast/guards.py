@@ -48,6 +48,8 @@ class Guard:
     """Whether the first signal waits for ``signalled`` to be looked at."""
     signalled: int | None = None
     """The signal that came."""
+    quiet: bool = False
+    """Whether another process says that it came."""
     _since: float = 0.0
 
     @contextlib.contextmanager
@@ -65,7 +67,10 @@ class Guard:
             raise Interrupted(number)
         if self.signalled is None:
             self.signalled, self._since = number, time.monotonic()
-            os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")  # print may be under way
+            if not self.quiet:
+                os.write(
+                    2, b"\nstopping after this step; Ctrl-C again stops at once\n"
+                )  # print may be under way
         elif number == signal.SIGINT and time.monotonic() - self._since > PATIENCE_SECONDS:
             raise Interrupted(number)
 
@@ -157,9 +162,9 @@ def gradient_norm(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
 class Rewind:
     """What a step changes before its optimiser does: buffers and random states, to be put back."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
         self.buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-        self.random = checkpoint.random_states()
+        self.device, self.random = device, checkpoint.random_states(device)
 
     def buffers_back(self) -> None:
         """Forget the statistics of a batch that is skipped."""
@@ -169,7 +174,7 @@ class Rewind:
     def all_back(self) -> None:
         """Be where the step began, so that it can be repeated."""
         self.buffers_back()
-        checkpoint.restore_random_states(self.random)
+        checkpoint.restore_random_states(self.random, self.device)
 
 
 def spoilt(model: nn.Module) -> list[str]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -19,10 +17,12 @@ import avfast
 from avfast import checkpoint
 from avfast.data.batch import Batch, Sample, collate
 from avfast.data.files import write_text
+from avfast.distributed import ALONE, World
 from avfast.errors import InputError
-from avfast.evaluation import ThresholdRule, Thresholds, predict, summarise, write_results
+from avfast.evaluation import ThresholdRule, Thresholds, join, predict_parts, summarise, write_results
 from avfast.guards import leave_signals_to_parent
 from avfast.models import ModelConfig, System, build
+from avfast.sampling import in_batches
 from avfast.sources import ClipDataset, DataSource, recall
 
 if TYPE_CHECKING:
@@ -49,13 +49,19 @@ class Trained:
         return recall(self.config)
 
 
-def load_best(folder: Path, device: torch.device, thresholds: ThresholdRule | None = None) -> Trained:
+def load_best(
+    folder: Path,
+    device: torch.device,
+    thresholds: ThresholdRule | None = None,
+    world: World = ALONE,
+) -> Trained:
     """Read the checkpoint that did best on validation.
 
     Args:
         folder: Of a run.
         device: Where the model goes.
         thresholds: Which of the thresholds chosen on validation decide; None for those it was trained with.
+        world: The ranks that need it; rank 0 reads.
 
     Returns:
         The model, in evaluation mode, and what is needed to use it.
@@ -63,9 +69,13 @@ def load_best(folder: Path, device: torch.device, thresholds: ThresholdRule | No
     Raises:
         InputError: The folder holds no run, or its checkpoint is damaged.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such run; give the folder that avfast.train wrote (its --out)")
-    state = checkpoint.load(folder / BEST, device)
+
+    def read() -> dict[str, Any]:
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such run; give the folder that avfast.train wrote (its --out)")
+        return checkpoint.load(folder / BEST)
+
+    state = world.once(read)
     model = build(ModelConfig(**state["config"]["model"]), len(state["classes"])).to(device)
     checkpoint.fill(model, state["model"], folder / BEST)
     chosen = Thresholds.from_state(state["thresholds"][thresholds or state["config"]["thresholds"]])
@@ -73,7 +83,12 @@ def load_best(folder: Path, device: torch.device, thresholds: ThresholdRule | No
 
 
 def evaluate(
-    trained: Trained, dataset: ClipDataset, split: str, folder: Path, workers: int = 0
+    trained: Trained,
+    dataset: ClipDataset,
+    split: str,
+    folder: Path,
+    workers: int = 0,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Score a split, and write ``metrics.json`` and ``scores.csv``.
 
@@ -82,7 +97,8 @@ def evaluate(
         dataset: The clips; must have the model's classes.
         split: What the figures call them.
         folder: Where the two files go; must exist.
-        workers: Processes that read clips.
+        workers: Processes that read clips, in each rank.
+        world: The ranks that share the clips; rank 0 writes.
 
     Returns:
         What ``metrics.json`` holds.
@@ -97,44 +113,41 @@ def evaluate(
         )
     device = next(trained.model.parameters()).device
     batch_size = trained.config["recipe"]["batch_size"]
-    batches = load_batches(dataset, range(len(dataset)), batch_size, workers)
-    count = math.ceil(len(dataset) / batch_size)
-    progress = tqdm(batches, desc=split, total=count, unit="batch", disable=None)
+    count = math.ceil(math.ceil(len(dataset) / batch_size) / world.size)
+    batches = in_batches(range(len(dataset)), batch_size, world.rank, world.size)
+    reading = load_batches(dataset, batches, workers)
+    progress = tqdm(reading, desc=split, total=count, unit="batch", disable=world.quiet)
     annotations = dataset.annotations()
-    predictions = predict(trained.model, progress, device, instances=annotations is not None)
-    summary = {
-        "split": split,
-        "system": trained.config["model"]["system"],
-        "seed": trained.config["seed"],
-        **summarise(predictions, trained.thresholds, trained.classes, annotations),
-    }
-    write_results(folder, summary, predictions, trained.classes)
-    return summary
+    parts = world.collect(predict_parts(trained.model, progress, device, instances=annotations is not None))
+
+    def reported() -> dict[str, Any]:
+        predictions = join(parts)
+        summary = {
+            "split": split,
+            "system": trained.config["model"]["system"],
+            "seed": trained.config["seed"],
+            **summarise(predictions, trained.thresholds, trained.classes, annotations),
+        }
+        write_results(folder, summary, predictions, trained.classes)
+        return summary
+
+    return world.once(reported)
 
 
-def load_batches(
-    dataset: Dataset[Sample],
-    order: Sequence[int] | NDArray[np.int64],
-    batch_size: int,
-    workers: int,
-    skip: int = 0,
-) -> Iterator[Batch]:
-    """Batches of clips in a given order; the last may be smaller.
+def load_batches(dataset: Dataset[Sample], batches: Iterable[Sequence[int]], workers: int) -> Iterator[Batch]:
+    """Read batches of clips.
 
     Args:
         dataset: The clips.
-        order: Positions in the dataset.
-        batch_size: Clips in a batch.
+        batches: Positions in the dataset, at least one in each batch.
         workers: Processes that read clips; 0 reads in this process.
-        skip: How many batches to leave out at the beginning, without reading them.
 
     Raises:
         InputError: A clip cannot be read.
     """
-    starts = range(skip * batch_size, len(order), batch_size)
     loader = DataLoader(
         dataset,
-        batch_sampler=([int(place) for place in order[at : at + batch_size]] for at in starts),
+        batch_sampler=(list(batch) for batch in batches),
         num_workers=workers,
         collate_fn=collate,
         worker_init_fn=leave_signals_to_parent,
@@ -147,11 +160,12 @@ def load_batches(
         raise InputError(str(error).splitlines()[-1].removeprefix("avfast.errors.InputError: ")) from error
 
 
-def pick_device(name: str) -> tuple[torch.device, str]:
+def pick_device(name: str, world: World = ALONE) -> tuple[torch.device, str]:
     """The device of an option, and a line that says which implementation of the ops runs there, and why.
 
     Args:
         name: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        world: Of several ranks on a machine, each takes the GPU of its local rank.
 
     Raises:
         InputError: There is no such device, or the native module has no kernels for it.
@@ -159,6 +173,15 @@ def pick_device(name: str) -> tuple[torch.device, str]:
     build = avfast.build_info()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() and build["cuda"] else "cpu"
+    if world.size > 1 and name.startswith("cuda"):
+        if name != "cuda":
+            raise InputError(f"--device {name}: every rank takes a GPU of its own; give cuda")
+        if world.local_rank >= torch.cuda.device_count():
+            raise InputError(
+                f"--device cuda: this machine has {torch.cuda.device_count()} GPUs, fewer than ranks; "
+                "lower torchrun's --nproc-per-node"
+            )
+        name = f"cuda:{world.local_rank}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -170,6 +193,7 @@ def pick_device(name: str) -> tuple[torch.device, str]:
             raise InputError(
                 f"--device {name}: avfast was built without CUDA; build with AVFAST_CUDA=ON, or use cpu"
             )
+        torch.cuda.set_device(device)
         return device, f"native CUDA {build['cuda']} kernels on {torch.cuda.get_device_name(device)}"
     if device.type != "cpu":
         raise InputError(f"--device {name}: the ops run on cpu and cuda only")
@@ -185,22 +209,28 @@ def pick_device(name: str) -> tuple[torch.device, str]:
 class RunLog:
     """``metrics.jsonl``, a line per event, each with the step after which it was written."""
 
-    def __init__(self, folder: Path, step: int, tensorboard: bool = False) -> None:
+    def __init__(self, folder: Path, step: int, tensorboard: bool = False, main: bool = True) -> None:
         """Open the log to go on after ``step``; later lines, of a run that was killed, are dropped.
 
         Args:
             folder: Of the run; must exist.
             step: The last step that counts.
             tensorboard: Also write events for TensorBoard into the folder ``tensorboard``.
+            main: False writes nothing: another rank does.
 
         Raises:
             InputError: TensorBoard is asked for and not installed.
         """
         self.path = folder / LOG
+        self.main = main
+        self.board: SummaryWriter | None = None
+        if not main:
+            return
         write_text(
             self.path, "".join(json.dumps(line) + "\n" for line in self.lines() if line["step"] <= step)
         )
-        self.board = _summary_writer(folder / "tensorboard", step + 1) if tensorboard else None
+        if tensorboard:
+            self.board = _summary_writer(folder / "tensorboard", step + 1)
 
     def lines(self) -> list[dict[str, Any]]:
         """What the file holds; a last line that a kill cut short is left out."""
@@ -212,6 +242,8 @@ class RunLog:
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append one line, which must have ``step``."""
+        if not self.main:
+            return
         try:
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -42,6 +43,21 @@ def balanced_order(labels: BoolArray, generator: np.random.Generator) -> NDArray
     ]
     turns = [generator.permutation([deck[turn] for deck in decks]) for turn in range(rounds)]
     return np.concatenate(turns)[: len(labels)]
+
+
+def in_batches(
+    order: Sequence[int] | NDArray[np.int64], size: int, first: int = 0, every: int = 1
+) -> Iterator[list[int]]:
+    """Consecutive batches of an order; the last may be smaller.
+
+    Args:
+        order: Positions in a dataset.
+        size: Positions in a batch.
+        first: How many batches to leave out at the beginning.
+        every: From there on, take every second, third, ... batch.
+    """
+    for start in range(first * size, len(order), every * size):
+        yield [int(position) for position in order[start : start + size]]
 
 
 def balanced_weights(labels: BoolArray) -> Tensor:

@@ -5,6 +5,11 @@ Without --data it trains on the embedded default, a generated set of toy events.
     python -m avfast.train --out runs/first
     python -m avfast.train --data shards --backbone efficientnet-lite0 --out runs/real
     python -m avfast.train --data shards --preset paper --visual-weights torchvision --out runs/paper
+    torchrun --standalone --nproc-per-node 4 -m avfast.train --data shards --out runs/four-gpus
+
+Under torchrun, each process trains on its share of every batch, on a GPU of its own if there are any;
+--batch-size stays the number of clips of all of them together. With --max-restarts N, a run that loses a
+process goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -19,12 +24,13 @@ import numpy as np
 import torch
 
 import avfast
-from avfast import checkpoint, conv_maps
-from avfast.checkpoint import LAST
+from avfast import checkpoint, conv_maps, distributed
+from avfast.checkpoint import LAST, PREVIOUS
 from avfast.cli import run
 from avfast.conv_maps import ConvMaps
 from avfast.data.features import FeatureBags
 from avfast.data.files import TEMPORARY_PREFIX
+from avfast.distributed import World
 from avfast.errors import InputError
 from avfast.evaluation import table
 from avfast.guards import Guard, guarded
@@ -32,10 +38,11 @@ from avfast.models import ModelConfig, System, build
 from avfast.models.vggish import load_pca
 from avfast.recipes import Keep, Precision, Recipe, Schedule, default_recipe
 from avfast.report.curves import draw_curves
+from avfast.run_options import RunOptions
 from avfast.run_report import write_run_report
 from avfast.runs import evaluate, load_best, pick_device
 from avfast.sources import DataSource, feature_backbones, open_split
-from avfast.training import RunOptions, Trainer
+from avfast.training import Trainer
 
 
 @dataclass
@@ -112,15 +119,16 @@ class Options(RunOptions):
 
 
 def main(options: Options) -> None:
-    """Train, then report on the test split."""
+    """Train, then report on the test split; under ``torchrun``, as one of its ranks."""
     check_numbers(options)
-    with guarded(options.out) as guard:
-        train_and_test(options, guard)
+    with guarded(options.out) as guard, distributed.joined() as world:
+        guard.quiet = not world.main
+        train_and_test(options, guard, world)
 
 
-def train_and_test(options: Options, guard: Guard) -> None:
+def train_and_test(options: Options, guard: Guard, world: World) -> None:
     """All that ``main`` does; the guard says in one line what ended it from outside."""
-    device, ops = pick_device(options.device)
+    device, ops = pick_device(options.device, world)
     data = options.source()
     config = model_config(options, data)
     recipe = training_recipe(options, config)
@@ -129,23 +137,30 @@ def train_and_test(options: Options, guard: Guard) -> None:
         "--proposals": config.proposals,
         "--image-size": config.image_size,
     }
-    check_folder(options.out, options.resume)
+    options = replace(options, resume=world.once(lambda: resumes(options, world)))
     maps = cached_maps(options, data, config, recipe)
     pictures = {"train": maps is None, "val": maps is None, "test": True}
     splits = {split: open_split(data, split, config, seen) for split, seen in pictures.items()}
     counts = ", ".join(f"{len(dataset)} {split}" for split, dataset in splits.items())
-    print(f"avfast {avfast.__version__}: {ops}; {counts} clips, {len(splits['train'].classes)} classes")
+    ranks = f"{world.size} ranks; " if world.size > 1 else ""
+    print(
+        f"avfast {avfast.__version__}: {ranks}{ops}; {counts} clips, {len(splits['train'].classes)} classes"
+    )
     for split, dataset in splits.items():
         if isinstance(dataset, FeatureBags) and dataset.absent:
             count, example = len(dataset.absent), dataset.absent[0]
             print(f"left out: {count} {split} clips without features, such as {example}")
-    model = new_model(options, config, len(splits["train"].classes)).to(device)
-    trainer = Trainer(options, recipe, model, splits["train"], splits["val"], device, maps, guard=guard)
+    with world.local_turns():  # for what is downloaded
+        model = new_model(options, config, len(splits["train"].classes)).to(device)
+    if not world.main:  # whose random numbers go on where the initial weights end
+        world.seed(options.seed)
+    trainer = Trainer(options, recipe, model, splits["train"], splits["val"], device, maps, world, guard)
     trainer.train()
-    draw_curves(trainer.log.lines(), options.out / "curves.png")
-    trained = load_best(options.out, device)
-    print(table(evaluate(trained, splits["test"], "test", options.out, options.workers)))
-    if options.report:
+    if world.main:
+        draw_curves(trainer.log.lines(), options.out / "curves.png")
+    trained = load_best(options.out, device, world=world)
+    print(table(evaluate(trained, splits["test"], "test", options.out, options.workers, world)))
+    if world.main and options.report:
         print(f"{write_run_report(options.out, trained, splits['test'])}: to look at")
 
 
@@ -197,6 +212,20 @@ def training_recipe(options: Options, config: ModelConfig) -> Recipe:
     recipe = default_recipe(config)
     changes = {name: getattr(options, name) for name in asdict(recipe)}
     return replace(recipe, **{name: value for name, value in changes.items() if value is not None})
+
+
+def resumes(options: Options, world: World) -> bool:
+    """Whether the run goes on from a checkpoint: as asked, or since ``torchrun`` started its ranks again.
+
+    Raises:
+        InputError: There is nothing to resume, or a run would be overwritten.
+    """
+    resume, last, previous = options.resume, options.out / LAST, options.out / PREVIOUS
+    if world.restarts and checkpoint.resumable(options.out):
+        state, _ = checkpoint.load_latest(last, previous, "cpu", ("launch",))
+        resume |= state["launch"] == world.launch  # else another command's, which this one must not touch
+    check_folder(options.out, resume)
+    return resume
 
 
 def check_folder(folder: Path, resume: bool) -> None:

@@ -7,11 +7,10 @@ import math
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -21,9 +20,8 @@ from avfast.cache import Budget, CachedDataset, CachedRegions
 from avfast.checkpoint import LAST, PREVIOUS
 from avfast.conv_maps import ConvMaps
 from avfast.data.batch import Batch, Sample
-from avfast.data.features import CLIP_SECONDS
 from avfast.data.files import write_json
-from avfast.distributed import World
+from avfast.distributed import ALONE, World
 from avfast.errors import InputError, Interrupted
 from avfast.evaluation import (
     THRESHOLD_RULES,
@@ -31,63 +29,21 @@ from avfast.evaluation import (
     ThresholdRule,
     Thresholds,
     choose_thresholds,
-    predict,
+    join,
+    predict_parts,
 )
-from avfast.guards import MOST_SKIPPED_IN_A_ROW, Guard, OnNaN, Rewind, gradient_norm, spoilt
+from avfast.guards import MOST_SKIPPED_IN_A_ROW, Guard, Rewind, gradient_norm, spoilt
 from avfast.metrics import classification
-from avfast.models import System
+from avfast.models import Output, System
 from avfast.models.augment import flip, join_bags, random_partners
+from avfast.models.sync_norm import synchronise
 from avfast.recipes import Recipe
+from avfast.run_options import RunOptions
 from avfast.runs import BEST, LOG, NAN_BATCH, RunLog, load_batches
-from avfast.sampling import balanced_weights, epoch_order
-from avfast.sources import ClipDataset, DataSource
+from avfast.sampling import balanced_weights, epoch_order, in_batches
+from avfast.sources import ClipDataset
 
 GIB = 2**30
-
-
-@dataclass
-class RunOptions:
-    """Where a run is kept, and how; nothing of this but the seed changes what is learned."""
-
-    data: Path | None = None
-    """Folder that avfast.prepare wrote; the embedded default when left out."""
-    features: Path | None = None
-    """Folder of feature bags in place of --data: visual/CLIP.npy ([P, D] or [T, h, w, D]) and audio/CLIP.npy
-    ([A, D]), CLIP.npz with both, or HDF5 files as AVE's. No video is needed."""
-    labels: Path | None = None
-    """Labels of --features: labels.csv, or a folder with the lists of LLP or AVE. Default: there."""
-    clip_seconds: float = CLIP_SECONDS
-    """Length of the clips of --features, over which their instances are spread evenly."""
-    out: Path = Path("runs/av-two-stream")
-    """Folder of the run; must be new or empty, unless --resume is given."""
-    resume: bool = False
-    """Go on from the last checkpoint in --out; all other options must be as they were."""
-    seed: int = 0
-    """Decides the initial weights, dropout and the order of clips."""
-    thresholds: ThresholdRule = "global"
-    """Chosen on validation: one for all classes, for micro-F1, or one per class, for the class's own F1."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    workers: int = 0
-    """Processes that read clips; 0 reads in the training process, which then keeps clips in memory."""
-    cache_gib: float = 2.0
-    """Memory for clips and for regions of frozen conv layers, in GiB; the rest is made anew each time."""
-    cached_features: bool = True
-    """Read regions from the conv maps that avfast.prepare --cache-features stored, where there are some."""
-    log_every: int = 10
-    """Steps from one line in metrics.jsonl to the next."""
-    save_every: int = 100
-    """Steps between checkpoints, besides the one after each epoch."""
-    tensorboard: bool = False
-    """Also write events for TensorBoard into --out (needs avfast[tensorboard])."""
-    on_nan: OnNaN = "stop"
-    """When loss or gradient are not finite: stop, or skip the step, count it and name its clips."""
-    report: bool = True
-    """Write report.html at the end: curves, classes, best and worst clips."""
-
-    def source(self) -> DataSource:
-        """Where the clips are."""
-        return sources.choose(self.data, self.features, self.labels, self.clip_seconds)
 
 
 @dataclass
@@ -124,7 +80,7 @@ class Trainer:
         val: ClipDataset,
         device: torch.device,
         maps: ConvMaps | None = None,
-        world: World | None = None,
+        world: World = ALONE,
         guard: Guard | None = None,
     ) -> None:
         """Set up a run, or go back to where it was.
@@ -137,7 +93,7 @@ class Trainer:
             val: The clips to validate on.
             device: Where to compute.
             maps: Conv maps that take the place of the clips' frames.
-            world: The ranks that train together; None for this process alone.
+            world: The ranks that train together.
             guard: Receives signals, if anything does.
 
         Raises:
@@ -145,7 +101,7 @@ class Trainer:
                 cannot be read.
         """
         self.options, self.recipe, self.model, self.device = options, recipe, model, device
-        self.world = world or World()
+        self.world = world
         self.classes = list(train.classes)
         labels = train.labels() if recipe.balanced or recipe.class_weights else None
         self.balanced_by = labels if recipe.balanced else None
@@ -165,8 +121,11 @@ class Trainer:
             "classes": self.classes,
             "clips": fingerprint(train.clips),
         }
+        self.check_ranks()
         self.every_class = torch.arange(len(self.classes), device=device)
         self.guard = guard or Guard(options.out)
+        if self.world.size > 1:
+            synchronise(model, device)
         self.learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.learned, lr=recipe.lr, weight_decay=recipe.weight_decay)
         self.averaged = AveragedModel(model, use_buffers=True) if recipe.average > 1 else None
@@ -179,11 +138,15 @@ class Trainer:
         if maps is not None and visual is not None:
             maps.check(train.root, visual)
         if not options.resume:
-            options.out.mkdir(parents=True, exist_ok=True)
-            model.fit_statistics(self.all_of(self.train_set))
+            if self.world.main:
+                options.out.mkdir(parents=True, exist_ok=True)
+            model.fit_statistics(self.all_of(self.train_set), self.world.total)
             self.save()  # first of all files, so that a run that is killed at once can be resumed
-        self.log = RunLog(options.out, self.progress.step, options.tensorboard)
-        write_json(options.out / "config.json", self.config)
+        self.replica: nn.Module | None = model if self.world.size == 1 else None
+        """The model as all ranks train it; made at the first step, as that takes a batch."""
+        self.log = RunLog(options.out, self.progress.step, options.tensorboard, self.world.main)
+        if self.world.main:
+            write_json(options.out / "config.json", self.config)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -217,7 +180,7 @@ class Trainer:
             Interrupted: A signal came; the step was finished and all is saved.
             InputError: A step is not finite, and not to be skipped.
         """
-        bar = tqdm(total=self.steps, initial=self.progress.step, unit="step", disable=None)
+        bar = tqdm(total=self.steps, initial=self.progress.step, unit="step", disable=self.world.quiet)
         with bar, self.guard.deferred():
             while self.progress.epoch < self.recipe.epochs and not self.stopped:
                 for batch in self.batches():
@@ -245,27 +208,38 @@ class Trainer:
             yield batch
 
     def batches(self) -> Iterator[Batch]:
-        """The batches of the current epoch that are left; a function of seed, epoch and position alone."""
-        clips = len(self.train_set)
+        """This rank's shares of the batches of the current epoch that are left.
+
+        The batches are a function of seed, epoch and position alone, whatever the number of ranks.
+        """
+        clips, size, first = len(self.train_set), self.recipe.batch_size, self.progress.position
         order = epoch_order(clips, self.options.seed, self.progress.epoch, self.balanced_by)
-        size, workers = self.recipe.batch_size, self.options.workers
-        return load_batches(self.train_set, order, size, workers, skip=self.progress.position)
+        # A rank that a small batch leaves without a clip reads one, to know what a batch looks like.
+        shares = (self.world.share(batch) or batch[:1] for batch in in_batches(order, size, first))
+        loaded = load_batches(self.train_set, shares, self.options.workers)
+        for whole, batch in zip(in_batches(order, size, first), loaded, strict=True):
+            yield batch if self.world.share(whole) else batch.without_clips()
 
     def step(self, batch: Batch) -> None:
-        """Learn from one batch."""
-        recipe, clips, before = self.recipe, batch.clips, Rewind(self.model)
+        """Learn from one batch, each rank from its share of it."""
+        if self.replica is None:
+            self.replica = self.replicated(batch)
+        recipe, world, clips = self.recipe, self.world, batch.clips
+        before = Rewind(self.model, self.device)
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         batch, pooled = self.augmented(batch.to(self.device, non_blocking=True))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-            output = self.model(batch, pooled)
-        weights = None if self.balance is None else self.balance[batch.targets.long(), self.every_class]
-        loss = self.model.loss(output, batch.targets, weights)
+            output = self.replica(batch, pooled)
+        everywhere = world.total(torch.tensor(float(batch.size))).item()
+        # The mean over ranks, which gradients are too, is then the mean over all clips of the batch.
+        loss = self.loss(output, batch) * (batch.size * world.size / everywhere)
         self.optimizer.zero_grad()
         loss.backward()
         norm = gradient_norm(self.learned, recipe.clip_grad)
-        figures = torch.stack([loss.detach().float(), norm.float()]).tolist()  # one wait for the device
+        mean = world.total(loss.detach()) / world.size
+        figures = torch.stack([mean.float(), norm.float()]).tolist()  # one wait for the device
         if all(map(math.isfinite, figures)):
             self.optimizer.step()
             self.progress.skipped_in_a_row = 0
@@ -273,8 +247,28 @@ class Trainer:
         else:
             self.skip_or_stop(figures, clips, before)
 
+    def loss(self, output: Output, batch: Batch) -> Tensor:
+        """The mean over the clips of this rank."""
+        weights = None if self.balance is None else self.balance[batch.targets.long(), self.every_class]
+        return self.model.loss(output, batch.targets, weights)
+
+    def replicated(self, batch: Batch) -> nn.Module:
+        """The model as all ranks train it together.
+
+        DDP settles by its first backward pass in which order it sums. One over no clip does that, so that a
+        run that goes on sums as the one before it did, bit for bit.
+        """
+        replica = self.world.parallel(self.model)
+        if self.device.type == "cpu":
+            self.model.eval()  # draws no random numbers
+            nothing = batch.without_clips()
+            self.loss(replica(nothing, self.regions_of(nothing)), nothing).backward()
+        return replica
+
     def augmented(self, batch: Batch) -> tuple[Batch, Tensor | None]:
         """A batch with its pooled regions, changed at random as the recipe says."""
+        if not batch.size:
+            return batch, self.regions_of(batch)
         if self.recipe.flip:
             batch = flip(batch, torch.rand(batch.size) < 0.5)
         pooled = self.regions_of(batch)
@@ -289,10 +283,13 @@ class Trainer:
     def skip_or_stop(self, figures: Sequence[float], clips: Sequence[str], before: Rewind) -> None:
         """Leave out a step whose loss and norm are not finite, or stop where resuming repeats it."""
         progress, place = self.progress, {"step": self.progress.step + 1, "epoch": self.progress.epoch}
+        shares = self.world.collect(clips)
+        clips = self.world.once(lambda: shares)
         loss, norm = map(str, figures)  # JSON has no NaN
         found = {"loss": loss, "gradient_norm": norm, "clips": list(clips)}
         if self.options.on_nan == "stop" or progress.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
-            write_json(self.options.out / NAN_BATCH, {**place, **found, "parameters": spoilt(self.model)})
+            if self.world.main:
+                write_json(self.options.out / NAN_BATCH, {**place, **found, "parameters": spoilt(self.model)})
             before.all_back()
             self.save()
             raise InputError(
@@ -337,22 +334,10 @@ class Trainer:
         if self.averaged is not None and self.averaged.n_averaged < self.late_epochs:
             self.averaged.update_parameters(self.model)
         batches = self.heeding(self.all_of(self.val_set))
-        predictions = predict(self.candidate, batches, self.device, self.regions_of, instances=False)
-        thresholds = {rule: choose_thresholds(predictions, rule) for rule in THRESHOLD_RULES}
-        chosen = thresholds[self.options.thresholds].scores
-        figures = classification(predictions.scores, predictions.labels, chosen, self.classes)
-        val = {
-            "loss": predictions.loss,
-            "micro_f1": figures["micro"]["f1"],
-            "map": figures["map"],
-        }
-        self.log.write(
-            {
-                "step": progress.step,
-                "epoch": progress.epoch,
-                "val": {**val, "per_class": per_class(figures, predictions)},
-            }
-        )
+        parts = predict_parts(self.candidate, batches, self.device, self.regions_of, instances=False)
+        collected = self.world.collect(parts)
+        thresholds, val, classes = self.world.once(lambda: self.judged(join(collected)))
+        self.log.write({"step": progress.step, "epoch": progress.epoch, "val": {**val, "per_class": classes}})
         progress.epoch, progress.position = progress.epoch + 1, 0
         tqdm.write(
             f"epoch {progress.epoch}/{recipe.epochs}: validation loss {val['loss']:.3f}, "
@@ -366,28 +351,41 @@ class Trainer:
             self.save_best(thresholds, val)
         self.save()
 
+    def judged(
+        self, predictions: Predictions
+    ) -> tuple[dict[ThresholdRule, Thresholds], dict[str, float], dict[str, dict[str, float]]]:
+        """Thresholds by rule, and with those of the options figures and figures per class on validation."""
+        thresholds = {rule: choose_thresholds(predictions, rule) for rule in THRESHOLD_RULES}
+        chosen = thresholds[self.options.thresholds].scores
+        figures = classification(predictions.scores, predictions.labels, chosen, self.classes)
+        val = {"loss": predictions.loss, "micro_f1": figures["micro"]["f1"], "map": figures["map"]}
+        return thresholds, val, per_class(figures, predictions)
+
     def all_of(self, clips: Dataset[Sample]) -> Iterator[Batch]:
-        """Batches of a whole split, in its order."""
+        """This rank's share of the batches of a whole split, in its order."""
         order = range(len(clips))  # type: ignore[arg-type]
-        return load_batches(clips, order, self.recipe.batch_size, self.options.workers)
+        batches = in_batches(order, self.recipe.batch_size, self.world.rank, self.world.size)
+        return load_batches(clips, batches, self.options.workers)
 
     def save(self) -> None:
-        """Write all that ``restore`` needs."""
-        checkpoint.save(
-            self.options.out / LAST,
-            {
-                "config": self.config,
-                "model": self.model.state_dict(),
-                "averaged": None if self.averaged is None else self.averaged.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "progress": asdict(self.progress),
-                "random": checkpoint.random_states(),
-            },
-            previous=self.options.out / PREVIOUS,
-        )
+        """Write all that ``restore`` needs; all ranks bring their random states."""
+        states = self.world.gather(checkpoint.random_states(self.device))
+        state = {
+            "config": self.config,
+            "model": self.model.state_dict(),
+            "averaged": None if self.averaged is None else self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": asdict(self.progress),
+            "random": states,
+            "launch": self.world.launch,
+        }
+        last, previous = (self.options.out / name for name in (LAST, PREVIOUS))
+        self.world.once(lambda: checkpoint.save(last, state, previous))
 
     def save_best(self, thresholds: Mapping[ThresholdRule, Thresholds], val: dict[str, float]) -> None:
         """Write the model with what is needed to use it."""
+        if not self.world.main:
+            return
         checkpoint.save(
             self.options.out / BEST,
             {
@@ -402,10 +400,10 @@ class Trainer:
         )
 
     def restore(self) -> None:
-        """Go back to the last checkpoint that is whole, exactly."""
+        """Go back to the last checkpoint that is whole; exactly, if as many ranks wrote it as read it."""
         last, previous = (self.options.out / name for name in (LAST, PREVIOUS))
         keys = ("config", "model", "averaged", "optimizer", "progress", "random")
-        state, note = checkpoint.load_latest(last, previous, self.device, keys)
+        state, note = self.world.once(lambda: checkpoint.load_latest(last, previous, "cpu", keys))
         if note is not None:
             tqdm.write(note)
         before, now = dict(flat(state["config"])), dict(flat(self.config))
@@ -420,7 +418,26 @@ class Trainer:
             self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
-        checkpoint.restore_random_states(state["random"])
+        states = state["random"]
+        if len(states) == self.world.size:
+            checkpoint.restore_random_states(states[self.world.rank], self.device)
+        else:
+            self.world.seed(self.options.seed, self.progress.step)
+
+    def check_ranks(self) -> None:
+        """Make sure that all ranks train the same model on the same clips.
+
+        Raises:
+            InputError: One has other options or data.
+        """
+        own = dict(flat(self.config))
+        first = self.world.once(lambda: own)
+        differing = [name for name in own if own[name] != first[name]]
+        if differing:
+            raise InputError(
+                f"rank {self.world.rank}: has other options or data than rank 0 ({', '.join(differing)} "
+                "differ); start all ranks by the same command, on the same data"
+            )
 
 
 def fingerprint(clips: Sequence[str]) -> str:

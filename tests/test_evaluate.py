@@ -19,6 +19,7 @@ from avfast.errors import InputError
 from avfast.evaluation import Predictions, Segments, Thresholds
 from avfast.metrics import Event, Regions
 from avfast.runs import load_batches, load_best
+from avfast.sampling import in_batches
 from avfast.sources import open_split
 
 CLASSES = ["bell", "horn"]
@@ -123,8 +124,8 @@ def test_predictions_do_not_depend_on_the_batches(finished: Path, data: Path) ->
     trained = load_best(finished, device)
     dataset = open_split(data, "test", trained.model.config)
     one, all_ = (
-        evaluation.predict(trained.model, load_batches(dataset, range(len(dataset)), size, 0), device)
-        for size in (1, 100)
+        evaluation.predict(trained.model, load_batches(dataset, batches, 0), device)
+        for batches in (in_batches(range(len(dataset)), 1), in_batches(range(len(dataset)), 100))
     )
     assert one.clips == all_.clips == list(dataset.clips)
     assert one.scores == pytest.approx(all_.scores, abs=1e-5)
@@ -143,7 +144,7 @@ def test_a_clip_without_a_modality_is_scored_by_the_other(finished: Path, data: 
     device = torch.device("cpu")
     trained = load_best(finished, device)
     dataset = open_split(data, "test", trained.model.config)
-    found = evaluation.predict(trained.model, load_batches(dataset, range(3), 3, 0), device)
+    found = evaluation.predict(trained.model, load_batches(dataset, [range(3)], 0), device)
     assert len(found.regions[found.clips[1]].times) == 0
     assert not found.views["visual"][1].any()
     assert len(found.segments[found.clips[2]].bounds) == 0

@@ -107,7 +107,9 @@ def test_stopped_and_resumed_with_other_workers_is_as_if_never_stopped(
     assert_same(out, undisturbed)
 
 
-@pytest.mark.parametrize("place", [(training, "predict"), (train, "evaluate")], ids=["validation", "test"])
+@pytest.mark.parametrize(
+    "place", [(training, "predict_parts"), (train, "evaluate")], ids=["validation", "test"]
+)
 def test_stopped_while_it_is_measured(
     data: Path,
     undisturbed: Path,
@@ -234,7 +236,7 @@ def test_too_many_such_steps_in_a_row_stop_the_run(tmp_path: Path) -> None:
 def test_a_skipped_step_leaves_no_trace_in_statistics() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     before, numbers = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
-    rewind = guards.Rewind(model)
+    rewind = guards.Rewind(model, torch.device("cpu"))
     model(torch.full((4, 2), math.inf) * torch.rand(4, 2)).sum().backward()
     assert guards.spoilt(model)
     assert not model[1].running_mean.isfinite().all()

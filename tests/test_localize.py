@@ -34,6 +34,7 @@ from avfast.errors import InputError
 from avfast.inference import Localizer
 from avfast.localization import Localization
 from avfast.runs import load_batches, load_best
+from avfast.sampling import in_batches
 from avfast.sources import open_split
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -93,7 +94,8 @@ def test_a_clip_gets_the_scores_and_events_of_evaluation(run: Path, localizer: L
     device = torch.device("cpu")
     trained = load_best(run, device)
     dataset = open_split(run.parent / "shards", "test", trained.model.config)
-    expected = evaluation.predict(trained.model, load_batches(dataset, range(len(dataset)), 1, 0), device)
+    batches = in_batches(range(len(dataset)), 1)
+    expected = evaluation.predict(trained.model, load_batches(dataset, batches, 0), device)
     events = evaluation.detect_events(expected, trained.thresholds)
     regions = {}
     for index, clip in enumerate(expected.clips):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -79,6 +79,12 @@ class Batch:
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory; ``DataLoader(pin_memory=True)`` calls this."""
         return self._map(lambda tensor: tensor.pin_memory())
+
+    def without_clips(self) -> Batch:
+        """No clip, in the shapes of this batch's: what a rank has that gets no share of a small batch."""
+        none = self._map(lambda tensor: tensor[:0])
+        bounds = [name for name in vars(self) if name.endswith("_offsets")]
+        return replace(none, clips=[], **{name: getattr(self, name)[:1] for name in bounds})
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         def apply(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from avfast.data.logmel import MEL_BANDS
 from avfast.models.augment import SpecAugment
-from avfast.models.heads import Stream
+from avfast.models.heads import Stream, idle
 from avfast.nn import MILAggregate
 
 POOLS: dict[str, tuple[tuple[int, int], ...]] = {
@@ -35,16 +35,22 @@ class BandNorm(nn.Module):
         self.register_buffer("mean", torch.zeros(MEL_BANDS))
         self.register_buffer("deviation", torch.ones(MEL_BANDS))
 
-    def fit(self, parts: Iterable[Tensor]) -> None:
-        """Measure mean and deviation over all rows of the parts, each [N, 64]; no rows change nothing."""
-        count, total, squares = 0, torch.zeros(MEL_BANDS).double(), torch.zeros(MEL_BANDS).double()
+    def fit(self, parts: Iterable[Tensor], total: Callable[[Tensor], Tensor]) -> None:
+        """Measure mean and deviation over all rows of the parts, each [N, 64]; no rows change nothing.
+
+        Args:
+            parts: This rank's.
+            total: Adds a tensor up over all ranks.
+        """
+        sums = torch.zeros(3, MEL_BANDS).double()
         for part in parts:
             rows = part.double().cpu()
-            count, total, squares = count + len(rows), total + rows.sum(0), squares + rows.square().sum(0)
-        if count:
-            mean = total / count
+            sums += torch.stack([torch.ones_like(rows).sum(0), rows.sum(0), rows.square().sum(0)])
+        count, first, second = total(sums)
+        if count[0]:
+            mean = first / count
             self.mean.copy_(mean)
-            self.deviation.copy_((squares / count - mean.square()).clamp(min=SMALLEST_DEVIATION**2).sqrt())
+            self.deviation.copy_((second / count - mean.square()).clamp(min=SMALLEST_DEVIATION**2).sqrt())
 
     def forward(self, frames: Tensor) -> Tensor:
         """[..., 64] to the same shape, mean 0 and deviation 1 on the training clips."""
@@ -121,9 +127,10 @@ class GatedCRNN(nn.Module):
 
     def steps(self, frames: Tensor, lengths: Sequence[int]) -> Tensor:
         """The gated recurrent layers at every frame, [N, 4 * channels]; frames of one step have the same."""
-        if not len(frames):
-            return frames.new_zeros(0, self.classify.in_features)
         heard = [length for length in lengths if length]
+        if not heard:
+            maps = self.convolve(frames.new_zeros(0, self.stride, MEL_BANDS), [])
+            return maps.flatten(0, 1) + idle(self.linear, self.gate)
         longest = -(-max(heard) // self.stride) * self.stride
         padded = torch.stack([F.pad(clip, (0, 0, 0, longest - len(clip))) for clip in frames.split(heard)])
         maps = self.convolve(self.augment(padded), heard)
@@ -160,7 +167,7 @@ class GatedCRNN(nn.Module):
 def cut(maps: Tensor, lengths: Sequence[int]) -> Tensor:
     """Maps [B, channels, T, bands] with zeros from the given time step of each clip on."""
     longest = maps.shape[2]
-    if min(lengths) == longest:
+    if all(length == longest for length in lengths):
         return maps
     inside = torch.arange(longest) < torch.tensor(lengths)[:, None]
     return maps * inside[:, None, :, None].to(maps)

@@ -112,6 +112,15 @@ class WSDDNHead(TwoStreamHead):
         return Stream(self.aggregate(scores, logits, offsets), scores, offsets, logits)
 
 
+def idle(*modules: nn.Module) -> Tensor:
+    """A zero that depends on the modules' parameters, in place of what they had nothing to do for.
+
+    Ranks that train together must all use the same parameters, also one whose clips lack a modality.
+    """
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    return 0.0 * torch.stack([parameter.sum() for parameter in parameters]).sum()
+
+
 def bag_softmax(logits: Tensor, offsets: Tensor) -> Tensor:
     """Softmax over the instances of each bag, for every class on its own.
 

@@ -198,12 +198,13 @@ class System(nn.Module, ABC):
         """
         raise TypeError(f"{self.config.system}: has no regions")
 
-    def fit_statistics(self, batches: Iterable[Batch]) -> None:
+    def fit_statistics(self, batches: Iterable[Batch], total: Callable[[Tensor], Tensor]) -> None:
         """Take from the training clips, before the first step, what is measured rather than learned.
 
         Args:
-            batches: All training clips once; reading them is work, so leave them alone if there is nothing
-                to measure, as this default does.
+            batches: This rank's share of the training clips, all of them once between the ranks; reading them
+                is work, so leave them alone if there is nothing to measure, as this default does.
+            total: Adds a tensor up over all ranks.
         """
 
     @abstractmethod
@@ -239,10 +240,12 @@ class System(nn.Module, ABC):
             weights: float [B, C], how much each clip and class counts; None counts all alike.
 
         Returns:
-            A scalar, the mean over clips and classes.
+            A scalar, the mean over clips and classes; 0 without clips.
         """
         losses = self.losses(output, targets)
-        return losses.mean() if weights is None else (losses * weights).mean()
+        if weights is not None:
+            losses = losses * weights
+        return losses.sum() / max(losses.numel(), 1)
 
     @abstractmethod
     def load_pretrained(self, visual_weights: Source, audio_weights: Source) -> list[str]:

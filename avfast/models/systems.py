@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from avfast.data.logmel import CRNNLogMel, FrontEnd
 from avfast.errors import InputError
 from avfast.models.backbones import AUDIO, VISUAL, AudioBackbone, VisualBackbone
 from avfast.models.gated_crnn import BandNorm, GatedCRNN
-from avfast.models.heads import LogSumExpHead, Stream, TwoStreamHead, WSDDNHead
+from avfast.models.heads import LogSumExpHead, Stream, TwoStreamHead, WSDDNHead, idle
 from avfast.models.system import ModelConfig, Output, Source, System, probabilities, register
 
 NORM_EPS = 1e-12
@@ -158,7 +158,7 @@ class AVTwoStreamRNN(AVTwoStream):
         features = super().segments(batch)
         clips = [clip for clip in features.split(batch.segment_offsets.diff().tolist()) if len(clip)]
         if not clips:
-            return features
+            return features + idle(self.recurrent)
         return torch.cat(unpack_sequence(self.recurrent(pack_sequence(clips, enforce_sorted=False))[0]))
 
 
@@ -191,9 +191,9 @@ class CVSSPFusion(System):
         """As the base class says."""
         return CRNNLogMel()
 
-    def fit_statistics(self, batches: Iterable[Batch]) -> None:
+    def fit_statistics(self, batches: Iterable[Batch], total: Callable[[Tensor], Tensor]) -> None:
         """Mean and deviation of each mel band over the training clips."""
-        self.norm.fit(batch.audio for batch in batches)
+        self.norm.fit((batch.audio for batch in batches), total)
 
     def forward(self, batch: Batch, pooled: Tensor | None = None) -> FusedOutput:
         """As the base class says; the sound alone is looked at."""
