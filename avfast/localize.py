@@ -7,7 +7,7 @@
 For each video, OUT gets
 
     STEM.json          all scores, regions, segments and events (docs/localization.md)
-    STEM.csv           the events, in the columns of annotations.csv
+    STEM.csv           the events, in the columns of annotations.csv, as which it can serve once corrected
     STEM.png           frames, scores of regions, spectrogram and scores of sound on one time axis
     STEM.coco.json     the regions of the events, for annotation tools
     STEM.audacity.txt  the events in the sound, as a label track

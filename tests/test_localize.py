@@ -215,6 +215,10 @@ def test_every_file_is_written_and_says_the_same(run: Path, localizer: Localizer
     rows = list(csv.DictReader(io.StringIO(place.with_name(f"{video.stem}.csv").read_text())))
     assert len(rows) == len(events) > 0
     assert list(rows[0])[:9] == ["clip", "modality", "class", "start", "end", "x1", "y1", "x2", "y2"]
+    truth = read_annotations(place.with_name(f"{video.stem}.csv"))
+    assert [(row.label, row.start, row.end) for row in truth.rows] == [
+        (row["class"], float(row["start"]), float(row["end"])) for row in rows
+    ]
 
     coco = json.loads(place.with_name(f"{video.stem}.coco.json").read_text())
     shown = [(c, r) for c, entry in enumerate(result.classes, 1) for r in entry.seen()]

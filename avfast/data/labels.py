@@ -124,12 +124,13 @@ def hash_split(clip: str) -> str:
 def read_annotations(path: Path) -> Annotations:
     """Read ``annotations.csv``: ``clip,modality,class,start,end,x1,y1,x2,y2``.
 
-    Visual rows give a box in source pixels at a time, audio rows an interval in seconds and no box.
+    Visual rows give a box in source pixels at a time, audio rows an interval in seconds and no box. The
+    columns ``peak`` and ``score``, which ``avfast.localize`` adds, may stay.
 
     Raises:
         InputError: Naming the line, when a row cannot be understood.
     """
-    rows = csv_rows(path, required=_ANNOTATION_COLUMNS, optional=())
+    rows = csv_rows(path, required=_ANNOTATION_COLUMNS, optional=("peak", "score"))
     return Annotations(tuple(_annotation(row, where=f"{path}, line {line}") for line, row in rows))
 
 
