@@ -42,6 +42,8 @@ class Recipe:
     """Share of clips that are joined with another clip in training."""
     precision: Precision = "float32"
     """bfloat16 runs the networks in mixed precision."""
+    compile: bool = False
+    """Whether torch.compile generates code for the model, which changes rounding and what dropout draws."""
 
     def learning_rate(self, step: int, steps: int) -> float:
         """The rate of the step that follows ``step`` of ``steps`` steps."""

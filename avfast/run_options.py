@@ -49,6 +49,8 @@ class RunOptions:
     """Also write events for TensorBoard into --out (needs avfast[tensorboard])."""
     on_nan: OnNaN = "stop"
     """When loss or gradient are not finite: stop, or skip the step, count it and name its clips."""
+    profile: int = 0
+    """Measure so many steps after the first three: prints where their time went, and writes trace.json."""
     report: bool = True
     """Write report.html at the end: curves, classes, best and worst clips."""
 

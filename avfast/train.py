@@ -115,7 +115,9 @@ class Options(RunOptions):
     mixup: float | None = None
     """Share of clips that are joined with another, bags and labels, in training. Default: 0."""
     precision: Precision | None = None
-    """bfloat16 trains in mixed precision. Default: float32."""
+    """bfloat16 trains in mixed precision; slow on CPUs without instructions for it. Default: float32."""
+    compile: bool | None = None
+    """Let torch.compile generate code for the model, which takes a minute at first. Default: no."""
 
 
 def main(options: Options) -> None:
@@ -170,7 +172,7 @@ def check_numbers(options: Options) -> None:
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:
             raise InputError(f"--{name.replace('_', '-')}: expected a number above 0, got {value}")
-    at_least_0 = ("seed", "weight_decay", "warmup", "clip_grad", "average", "patience", "mixup")
+    at_least_0 = ("seed", "weight_decay", "warmup", "clip_grad", "average", "patience", "mixup", "profile")
     for name in (*at_least_0, "workers", "cache_gib"):
         value = getattr(options, name)
         if value is not None and not 0 <= value < math.inf:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from avfast import checkpoint, sources
 from avfast.cache import Budget, CachedDataset, CachedRegions
 from avfast.checkpoint import LAST, PREVIOUS
+from avfast.compiling import code_generation
 from avfast.conv_maps import ConvMaps
 from avfast.data.batch import Batch, Sample
 from avfast.data.files import write_json
@@ -37,6 +38,7 @@ from avfast.metrics import classification
 from avfast.models import Output, System
 from avfast.models.augment import flip, join_bags, random_partners
 from avfast.models.sync_norm import synchronise
+from avfast.profiling import BOOKKEEPING, VALIDATION, StepProfiler
 from avfast.recipes import Recipe
 from avfast.run_options import RunOptions
 from avfast.runs import BEST, LOG, NAN_BATCH, RunLog, load_batches
@@ -129,6 +131,8 @@ class Trainer:
         self.learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.learned, lr=recipe.lr, weight_decay=recipe.weight_decay)
         self.averaged = AveragedModel(model, use_buffers=True) if recipe.average > 1 else None
+        if recipe.compile:
+            model.compile(**code_generation(device))
         weights = balanced_weights(labels).to(device) if labels is not None and recipe.class_weights else None
         self.balance = weights
         self.progress = Progress()
@@ -144,6 +148,7 @@ class Trainer:
             self.save()  # first of all files, so that a run that is killed at once can be resumed
         self.replica: nn.Module | None = model if self.world.size == 1 else None
         """The model as all ranks train it; made at the first step, as that takes a batch."""
+        self.profiler = StepProfiler(options.profile if world.main else 0, device, options.out)
         self.log = RunLog(options.out, self.progress.step, options.tensorboard, self.world.main)
         if self.world.main:
             write_json(options.out / "config.json", self.config)
@@ -189,6 +194,7 @@ class Trainer:
                     self.heed_signals()
                 self.finish_epoch()
             self.heed_signals()
+        self.profiler.close()
         if self.progress.skipped:
             tqdm.write(
                 f"skipped: {self.progress.skipped} steps that were not finite; {LOG} names their clips"
@@ -225,18 +231,24 @@ class Trainer:
         if self.replica is None:
             self.replica = self.replicated(batch)
         recipe, world, clips = self.recipe, self.world, batch.clips
-        before = Rewind(self.model, self.device)
+        before, part = Rewind(self.model, self.device), self.profiler.part
+        part("to device")
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        batch, pooled = self.augmented(batch.to(self.device, non_blocking=True))
+        batch = batch.to(self.device, non_blocking=True)
+        part("regions")
+        batch, pooled = self.augmented(batch)
+        part("forward")
         with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
             output = self.replica(batch, pooled)
         everywhere = world.total(torch.tensor(float(batch.size))).item()
         # The mean over ranks, which gradients are too, is then the mean over all clips of the batch.
         loss = self.loss(output, batch) * (batch.size * world.size / everywhere)
+        part("backward")
         self.optimizer.zero_grad()
         loss.backward()
+        part("optimiser")
         norm = gradient_norm(self.learned, recipe.clip_grad)
         mean = world.total(loss.detach()) / world.size
         figures = torch.stack([mean.float(), norm.float()]).tolist()  # one wait for the device
@@ -246,6 +258,7 @@ class Trainer:
             self.after_step(figures[0])
         else:
             self.skip_or_stop(figures, clips, before)
+        self.profiler.step_done()
 
     def loss(self, output: Output, batch: Batch) -> Tensor:
         """The mean over the clips of this rank."""
@@ -306,6 +319,7 @@ class Trainer:
 
     def after_step(self, loss: float | None) -> None:
         """Count, log and save; a step without loss has taught nothing."""
+        self.profiler.part(BOOKKEEPING)
         progress = self.progress
         progress.step += 1
         progress.position += 1
@@ -333,10 +347,12 @@ class Trainer:
         progress, recipe = self.progress, self.recipe
         if self.averaged is not None and self.averaged.n_averaged < self.late_epochs:
             self.averaged.update_parameters(self.model)
+        self.profiler.part(VALIDATION)
         batches = self.heeding(self.all_of(self.val_set))
         parts = predict_parts(self.candidate, batches, self.device, self.regions_of, instances=False)
         collected = self.world.collect(parts)
         thresholds, val, classes = self.world.once(lambda: self.judged(join(collected)))
+        self.profiler.part(BOOKKEEPING)
         self.log.write({"step": progress.step, "epoch": progress.epoch, "val": {**val, "per_class": classes}})
         progress.epoch, progress.position = progress.epoch + 1, 0
         tqdm.write(

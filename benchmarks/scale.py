@@ -3,10 +3,10 @@
     python benchmarks/scale.py build/scale
     python benchmarks/scale.py build/scale --clips 20000 --workers 0 --cache-gib 0.05 --plot build/scale.png
 
-Clips of one 16 x 16 picture, every fourth with a second of sound, are staged and packed by the functions that
-avfast.prepare uses; avfast.train learns from them for one epoch in a process of its own, which is watched from
+Clips of one 16 x 16 picture, every fourth with a second of sound, are staged and packed by the functions
+that avfast.prepare uses; avfast.train learns from them for one epoch in a process of its own, watched from
 outside: memory is the proportional set size of the program and its readers (a page that they share counts
-once), CPU time is theirs together. Linux only. 200,000 clips need 2.5 GB of disk; delete the folder afterwards.
+once), CPU time is theirs together. Linux only. 200,000 clips take 2.5 GB of disk; delete the folder later.
 """
 
 from __future__ import annotations
