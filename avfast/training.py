@@ -274,7 +274,7 @@ class Trainer:
         replica = self.world.parallel(self.model)
         if self.device.type == "cpu":
             self.model.eval()  # draws no random numbers
-            nothing = batch.without_clips()
+            nothing = batch.without_clips().to(self.device)
             self.loss(replica(nothing, self.regions_of(nothing)), nothing).backward()
         return replica
 
