@@ -31,6 +31,9 @@ class RunOptions:
     """Go on from the last checkpoint in --out; all other options must be as they were."""
     seed: int = 0
     """Decides the initial weights, dropout and the order of clips."""
+    deterministic: bool = False
+    """The same weights, bit for bit, each time this command runs on such a machine with as many threads and
+    ranks; ends with an error where an operation has no deterministic form. Slower on a GPU."""
     thresholds: ThresholdRule = "global"
     """Chosen on validation: one for all classes, for micro-F1, or one per class, for the class's own F1."""
     device: str = "auto"

@@ -30,6 +30,7 @@ from avfast.cli import run
 from avfast.conv_maps import ConvMaps
 from avfast.data.features import FeatureBags
 from avfast.data.files import TEMPORARY_PREFIX
+from avfast.determinism import deterministic
 from avfast.distributed import World
 from avfast.errors import InputError
 from avfast.evaluation import table
@@ -123,7 +124,7 @@ class Options(RunOptions):
 def main(options: Options) -> None:
     """Train, then report on the test split; under ``torchrun``, as one of its ranks."""
     check_numbers(options)
-    with guarded(options.out) as guard, distributed.joined() as world:
+    with deterministic(options.deterministic), guarded(options.out) as guard, distributed.joined() as world:
         guard.quiet = not world.main
         train_and_test(options, guard, world)
 

@@ -120,6 +120,7 @@ class Trainer:
             "recipe": asdict(recipe),
             "thresholds": options.thresholds,
             "seed": options.seed,
+            "deterministic": options.deterministic,
             "classes": self.classes,
             "clips": fingerprint(train.clips),
         }
