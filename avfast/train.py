@@ -140,6 +140,8 @@ def train_and_test(options: Options, guard: Guard, world: World) -> None:
         "--proposals": config.proposals,
         "--image-size": config.image_size,
     }
+    if recipe.compile and world.size > 1:
+        raise InputError("--compile: is for one process; leave it out under torchrun")
     options = replace(options, resume=world.once(lambda: resumes(options, world)))
     maps = cached_maps(options, data, config, recipe)
     pictures = {"train": maps is None, "val": maps is None, "test": True}
