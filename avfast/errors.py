@@ -14,6 +14,13 @@ class InputError(Exception):
     """
 
 
+class DamagedClip(InputError):
+    """One clip of prepared data cannot be read; the others may be."""
+
+    clip = ""
+    """Its name."""
+
+
 class Interrupted(KeyboardInterrupt):
     """A signal ended the work.
 

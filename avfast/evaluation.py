@@ -128,7 +128,8 @@ def _predict_batch(
     model: System, batch: Batch, regions_of: Callable[[Batch], Tensor | None], instances: bool
 ) -> Predictions:
     output = model(batch, regions_of(batch))
-    class_losses = _array(model.losses(output, batch.targets)).mean(axis=0)
+    losses = _array(model.losses(output, batch.targets))
+    class_losses = losses.sum(axis=0) / max(1, len(losses))  # of a batch without any clip: zeros
     seen, heard = (instances and modality in output.streams for modality in ("visual", "audio"))
     return Predictions(
         clips=batch.clips,

@@ -41,7 +41,8 @@ def write_run_report(folder: Path, trained: Trained, dataset: ClipDataset) -> Pa
         localizer = Localizer(folder, trained)
 
         def draw_clip(position: int) -> bytes:
-            found = localizer.predict_clip(clips[position], dataset.members(position))
+            place = list(dataset.clips).index(clips[position])  # clips that cannot be read have no scores
+            found = localizer.predict_clip(clips[position], dataset.members(place))
             return png(draw_overview(found), DPI)
 
     page = training_page(folder.name, config, metrics, (folder / "curves.png").read_bytes(), split, draw_clip)

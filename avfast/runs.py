@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from avfast.data.files import write_text
 from avfast.distributed import ALONE, World
 from avfast.errors import InputError
 from avfast.evaluation import ThresholdRule, Thresholds, join, predict_parts, summarise, write_results
+from avfast.faults import Faults, Tolerant
 from avfast.guards import leave_signals_to_parent
 from avfast.models import ModelConfig, System, build
 from avfast.sampling import in_batches
@@ -92,6 +94,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a split, and write ``metrics.json`` and ``scores.csv``.
 
+    A damaged clip is left out of all figures; ``metrics.json`` then names it under ``unreadable``.
+
     Args:
         trained: The model, on its device.
         dataset: The clips; must have the model's classes.
@@ -104,7 +108,7 @@ def evaluate(
         What ``metrics.json`` holds.
 
     Raises:
-        InputError: The classes differ.
+        InputError: The classes differ, or too many clips are damaged.
     """
     if list(dataset.classes) != trained.classes:
         raise InputError(
@@ -115,18 +119,22 @@ def evaluate(
     batch_size = trained.config["recipe"]["batch_size"]
     count = math.ceil(math.ceil(len(dataset) / batch_size) / world.size)
     batches = in_batches(range(len(dataset)), batch_size, world.rank, world.size)
-    reading = load_batches(dataset, batches, workers)
+    faults = Faults(split, len(dataset))
+    reading = load_batches(dataset, batches, workers, faults)
     progress = tqdm(reading, desc=split, total=count, unit="batch", disable=world.quiet)
     annotations = dataset.annotations()
     parts = world.collect(predict_parts(trained.model, progress, device, instances=annotations is not None))
+    unreadable = sorted({clip for reasons in world.gather(faults.reasons) for clip in reasons})
 
     def reported() -> dict[str, Any]:
         predictions = join(parts)
+        truth = None if annotations is None else annotations.of(predictions.clips)
         summary = {
             "split": split,
             "system": trained.config["model"]["system"],
             "seed": trained.config["seed"],
-            **summarise(predictions, trained.thresholds, trained.classes, annotations),
+            **summarise(predictions, trained.thresholds, trained.classes, truth),
+            **({"unreadable": unreadable} if unreadable else {}),
         }
         write_results(folder, summary, predictions, trained.classes)
         return summary
@@ -134,30 +142,41 @@ def evaluate(
     return world.once(reported)
 
 
-def load_batches(dataset: Dataset[Sample], batches: Iterable[Sequence[int]], workers: int) -> Iterator[Batch]:
+def load_batches(
+    dataset: Dataset[Sample], batches: Iterable[Sequence[int]], workers: int, faults: Faults | None = None
+) -> Iterator[Batch]:
     """Read batches of clips.
 
     Args:
         dataset: The clips.
         batches: Positions in the dataset, at least one in each batch.
         workers: Processes that read clips; 0 reads in this process.
+        faults: Takes note of damaged clips, which are then left out of their batches; without, the first ends
+            the reading.
 
     Raises:
-        InputError: A clip cannot be read.
+        InputError: A clip cannot be read, or ``faults`` has too many of them.
     """
-    loader = DataLoader(
-        dataset,
+    loader: DataLoader[Any] = DataLoader(
+        dataset if faults is None else Tolerant(dataset),
         batch_sampler=(list(batch) for batch in batches),
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=collate if faults is None else _as_it_is,
         worker_init_fn=leave_signals_to_parent,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # its own, as starting a loader draws from the global one
     )
     try:
-        yield from loader
+        for batch in loader:
+            if faults is not None:
+                faults.note(batch.unreadable)
+            yield batch
     except InputError as error:  # from a worker it comes with the worker's traceback in front
-        raise InputError(str(error).splitlines()[-1].removeprefix("avfast.errors.InputError: ")) from error
+        raise InputError(re.sub(r"^avfast\.errors\.\w+: ", "", str(error).splitlines()[-1])) from error
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def pick_device(name: str, world: World = ALONE) -> tuple[torch.device, str]:

@@ -6,7 +6,7 @@ import hashlib
 import math
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, cast
 
 import torch
@@ -33,12 +33,14 @@ from avfast.evaluation import (
     join,
     predict_parts,
 )
+from avfast.faults import Faults
 from avfast.guards import MOST_SKIPPED_IN_A_ROW, Guard, Rewind, gradient_norm, spoilt
 from avfast.metrics import classification
 from avfast.models import Output, System
 from avfast.models.augment import flip, join_bags, random_partners
 from avfast.models.sync_norm import synchronise
 from avfast.profiling import BOOKKEEPING, VALIDATION, StepProfiler
+from avfast.progress import Progress
 from avfast.recipes import Recipe
 from avfast.run_options import RunOptions
 from avfast.runs import BEST, LOG, NAN_BATCH, RunLog, load_batches
@@ -46,28 +48,6 @@ from avfast.sampling import balanced_weights, epoch_order, in_batches
 from avfast.sources import ClipDataset
 
 GIB = 2**30
-
-
-@dataclass
-class Progress:
-    """Where training stands: after ``position`` steps of ``epoch``, ``step`` steps in all."""
-
-    epoch: int = 0
-    position: int = 0
-    step: int = 0
-    best: tuple[float, float] = (-1.0, -1.0)
-    """Micro-F1 and mAP on validation of the best epoch; the second decides between equals of the first."""
-    loss: float = 0.0
-    """Sum over the steps since the last line of the log."""
-    logged: int = 0
-    """The step of that line."""
-    lost: int = 0
-    """Steps since that line that taught nothing."""
-    skipped: int = 0
-    """Steps that were skipped, as their loss or gradient was not finite."""
-    skipped_in_a_row: int = 0
-    stale: int = 0
-    """Epochs since the best one."""
 
 
 class Trainer:
@@ -127,6 +107,7 @@ class Trainer:
         self.check_ranks()
         self.every_class = torch.arange(len(self.classes), device=device)
         self.guard = guard or Guard(options.out)
+        self.faults = {"train": Faults("train", len(train)), "val": Faults("val", len(val))}
         if self.world.size > 1:
             synchronise(model, device)
         self.learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -145,12 +126,13 @@ class Trainer:
         if not options.resume:
             if self.world.main:
                 options.out.mkdir(parents=True, exist_ok=True)
-            model.fit_statistics(self.all_of(self.train_set), self.world.total)
+            model.fit_statistics(self.all_of(self.train_set, "train"), self.world.total)
             self.save()  # first of all files, so that a run that is killed at once can be resumed
         self.replica: nn.Module | None = model if self.world.size == 1 else None
         """The model as all ranks train it; made at the first step, as that takes a batch."""
         self.profiler = StepProfiler(options.profile if world.main else 0, device, options.out)
         self.log = RunLog(options.out, self.progress.step, options.tensorboard, self.world.main)
+        self.log_faults()
         if self.world.main:
             write_json(options.out / "config.json", self.config)
 
@@ -196,14 +178,21 @@ class Trainer:
                 self.finish_epoch()
             self.heed_signals()
         self.profiler.close()
+        for line in self.missed():
+            tqdm.write(f"{line}; {LOG} names them")
+
+    def missed(self) -> Iterator[str]:
+        """What the run had to do without, a line each."""
         if self.progress.skipped:
-            tqdm.write(
-                f"skipped: {self.progress.skipped} steps that were not finite; {LOG} names their clips"
-            )
+            yield f"skipped: the clips of {self.progress.skipped} steps that were not finite"
+        for faults in self.faults.values():
+            if faults.reasons:
+                yield faults.summary()
 
     def heed_signals(self) -> None:
         """Save and stop, if a signal came."""
         if self.world.any(self.guard.signalled is not None):
+            self.log_faults()
             self.save()
             raise Interrupted(self.guard.signalled or signal.SIGTERM)
 
@@ -223,12 +212,16 @@ class Trainer:
         order = epoch_order(clips, self.options.seed, self.progress.epoch, self.balanced_by)
         # A rank that a small batch leaves without a clip reads one, to know what a batch looks like.
         shares = (self.world.share(batch) or batch[:1] for batch in in_batches(order, size, first))
-        loaded = load_batches(self.train_set, shares, self.options.workers)
+        loaded = load_batches(self.train_set, shares, self.options.workers, self.faults["train"])
         for whole, batch in zip(in_batches(order, size, first), loaded, strict=True):
             yield batch if self.world.share(whole) else batch.without_clips()
 
     def step(self, batch: Batch) -> None:
         """Learn from one batch, each rank from its share of it."""
+        everywhere = self.world.total(torch.tensor(float(batch.size))).item()
+        if not everywhere:  # none of its clips can be read
+            self.after_step(None)
+            return
         if self.replica is None:
             self.replica = self.replicated(batch)
         recipe, world, clips = self.recipe, self.world, batch.clips
@@ -243,7 +236,6 @@ class Trainer:
         part("forward")
         with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
             output = self.replica(batch, pooled)
-        everywhere = world.total(torch.tensor(float(batch.size))).item()
         # The mean over ranks, which gradients are too, is then the mean over all clips of the batch.
         loss = self.loss(output, batch) * (batch.size * world.size / everywhere)
         part("backward")
@@ -326,10 +318,20 @@ class Trainer:
         progress.position += 1
         progress.loss += loss or 0.0
         progress.lost += loss is None
+        self.log_faults()
         if progress.step % self.options.log_every == 0:
             self.log_loss()
         if progress.step % self.options.save_every == 0 and progress.position < self.steps_per_epoch:
             self.save()
+
+    def log_faults(self) -> None:
+        """Tell all ranks, and the log, which clips turned out to be unreadable."""
+        if not self.world.any(any(faults.unlogged for faults in self.faults.values())):
+            return
+        for split, faults in self.faults.items():
+            for clip, reason in faults.news(self.world).items():
+                told = {"split": split, "clip": clip, "reason": reason}
+                self.log.write({"step": self.progress.step, "unreadable": told})
 
     def log_loss(self) -> None:
         """Write the mean loss since the last line."""
@@ -349,9 +351,10 @@ class Trainer:
         if self.averaged is not None and self.averaged.n_averaged < self.late_epochs:
             self.averaged.update_parameters(self.model)
         self.profiler.part(VALIDATION)
-        batches = self.heeding(self.all_of(self.val_set))
+        batches = self.heeding(self.all_of(self.val_set, "val"))
         parts = predict_parts(self.candidate, batches, self.device, self.regions_of, instances=False)
         collected = self.world.collect(parts)
+        self.log_faults()
         thresholds, val, classes = self.world.once(lambda: self.judged(join(collected)))
         self.profiler.part(BOOKKEEPING)
         self.log.write({"step": progress.step, "epoch": progress.epoch, "val": {**val, "per_class": classes}})
@@ -378,11 +381,11 @@ class Trainer:
         val = {"loss": predictions.loss, "micro_f1": figures["micro"]["f1"], "map": figures["map"]}
         return thresholds, val, per_class(figures, predictions)
 
-    def all_of(self, clips: Dataset[Sample]) -> Iterator[Batch]:
+    def all_of(self, clips: Dataset[Sample], split: str) -> Iterator[Batch]:
         """This rank's share of the batches of a whole split, in its order."""
         order = range(len(clips))  # type: ignore[arg-type]
         batches = in_batches(order, self.recipe.batch_size, self.world.rank, self.world.size)
-        return load_batches(clips, batches, self.options.workers)
+        return load_batches(clips, batches, self.options.workers, self.faults[split])
 
     def save(self) -> None:
         """Write all that ``restore`` needs; all ranks bring their random states."""
@@ -395,6 +398,7 @@ class Trainer:
             "progress": asdict(self.progress),
             "random": states,
             "launch": self.world.launch,
+            "unreadable": {split: faults.reasons for split, faults in self.faults.items()},
         }
         last, previous = (self.options.out / name for name in (LAST, PREVIOUS))
         self.world.once(lambda: checkpoint.save(last, state, previous))
@@ -419,7 +423,7 @@ class Trainer:
     def restore(self) -> None:
         """Go back to the last checkpoint that is whole; exactly, if as many ranks wrote it as read it."""
         last, previous = (self.options.out / name for name in (LAST, PREVIOUS))
-        keys = ("config", "model", "averaged", "optimizer", "progress", "random")
+        keys = ("config", "model", "averaged", "optimizer", "progress", "random", "unreadable")
         state, note = self.world.once(lambda: checkpoint.load_latest(last, previous, "cpu", keys))
         if note is not None:
             tqdm.write(note)
@@ -435,6 +439,8 @@ class Trainer:
             self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
+        for split, reasons in state["unreadable"].items():
+            self.faults[split].reasons = reasons
         states = state["random"]
         if len(states) == self.world.size:
             checkpoint.restore_random_states(states[self.world.rank], self.device)

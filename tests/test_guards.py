@@ -217,7 +217,7 @@ def test_a_step_that_is_not_finite(tmp_path: Path, capfd: pytest.CaptureFixture[
     (out / "nan-batch.json").unlink()
     for place, resume in ((out, True), (tmp_path / "skipping", False)):
         train.main(bag_options(folder, place, on_nan="skip", resume=resume))
-        assert "skipped: 2 steps that were not finite" in capfd.readouterr().out
+        assert "skipped: the clips of 2 steps that were not finite" in capfd.readouterr().out
         skipped = [line["skipped"] for line in lines(place, "skipped")]
         assert len(skipped) == EPOCHS and all("07" in step["clips"] for step in skipped)
         assert len(lines(place, "loss")) == STEPS - EPOCHS

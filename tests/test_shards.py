@@ -227,7 +227,7 @@ def test_damaged_member(root: Path, member: str) -> None:
 def test_truncated_and_missing_shards(root: Path) -> None:
     path = root / "train-00000.tar"
     os.truncate(path, 3000)
-    with pytest.raises(InputError, match="missing or damaged"):
+    with pytest.raises(InputError, match="damaged"):
         dataset(root)[2]
     path.unlink()
     with pytest.raises(InputError, match="No such file") as raised:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -66,6 +66,8 @@ class Batch:
     """float32 [B, C] in {0, 1}."""
     frame_offsets: Tensor
     """int64 [B + 1], bounds of the clips in the rows that ``rois`` names."""
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Clips that should be in the batch and cannot be read, with the reason."""
 
     @property
     def size(self) -> int:
@@ -90,7 +92,7 @@ class Batch:
         def apply(value: Any) -> Any:
             return function(value) if isinstance(value, Tensor) else value
 
-        return Batch(**{field.name: apply(getattr(self, field.name)) for field in fields(self)})
+        return Batch(**{f.name: apply(getattr(self, f.name)) for f in fields(self)})
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

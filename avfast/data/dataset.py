@@ -36,7 +36,7 @@ from avfast.data.shards import (
     decode_sound,
     frame_member,
 )
-from avfast.errors import InputError
+from avfast.errors import DamagedClip, InputError
 
 JPEG_MARKER = b"\xff"
 JPEG_FRAME_HEADERS = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
@@ -71,7 +71,7 @@ class ShardDataset(Dataset[Sample]):
             pictures: Whether frames are decoded; without, samples have regions but no frames.
 
         Raises:
-            InputError: When ``root`` is no such folder, or has no clip in ``split``.
+            InputError: When ``root`` is no such folder, lacks a shard, or has no clip in ``split``.
         """
         self.root = Path(root)
         self._index = open_index(self.root)
@@ -81,6 +81,9 @@ class ShardDataset(Dataset[Sample]):
         if not len(self._positions):
             raise InputError(f"{self.root}: no clip in the split {split!r}; add some to the labels")
         self.clips = ClipNames(self._index, self._positions)
+        for shard in self._index.head["shards"]:
+            if shard["name"].startswith(f"{split}-"):
+                self._look_for(self.root / shard["name"])
         self.image_size = image_size
         self.proposals = proposals
         self.front_end = front_end
@@ -94,7 +97,9 @@ class ShardDataset(Dataset[Sample]):
         """Read and decode one clip.
 
         Raises:
-            InputError: Naming the shard, when it is missing or damaged.
+            DamagedClip: Naming shard and clip.
+            InputError: The shard is missing.
+            MemoryError: There is none left.
         """
         entry = self._entry(position)
         members = self._read(entry)
@@ -109,7 +114,16 @@ class ShardDataset(Dataset[Sample]):
                 self.pictures,
             )
         except (ValueError, KeyError, cv2.error, soundfile.SoundFileError) as error:
+            if getattr(error, "code", None) == cv2.Error.StsNoMem:
+                raise MemoryError(str(error)) from error
             raise self._damaged(entry, str(error)) from error
+
+    @staticmethod
+    def _look_for(shard: Path) -> None:
+        try:
+            shard.stat()
+        except OSError as error:
+            raise InputError(_missing(shard, error)) from error
 
     def labels(self) -> NDArray[np.bool_]:
         """[N, C], which classes each clip has, without reading the clips."""
@@ -119,7 +133,8 @@ class ShardDataset(Dataset[Sample]):
         """What the shards hold of one clip, as ``clips.pack`` made it.
 
         Raises:
-            InputError: Naming the shard, when it is missing or damaged.
+            DamagedClip: Naming shard and clip.
+            InputError: The shard is missing.
         """
         return self._read(self._entry(position))
 
@@ -129,9 +144,20 @@ class ShardDataset(Dataset[Sample]):
         return read_annotations(path).of(self.clips) if path.is_file() else None
 
     def clip_seconds(self) -> float:
-        """Typical length of a clip: the median over a hundred that lie evenly in the split."""
-        step = math.ceil(len(self) / CLIPS_FOR_LENGTH)
-        return round(statistics.median(map(self._seconds, range(0, len(self), step))), 3)
+        """Typical length of a clip: the median over a hundred that lie evenly in the split.
+
+        Raises:
+            DamagedClip: None of them can be read.
+        """
+        lengths, faults = [], []
+        for position in range(0, len(self), math.ceil(len(self) / CLIPS_FOR_LENGTH)):
+            try:
+                lengths.append(self._seconds(position))
+            except DamagedClip as fault:
+                faults.append(fault)
+        if not lengths:
+            raise faults[0]
+        return round(statistics.median(lengths), 3)
 
     def _entry(self, position: int) -> Entry:
         return self._index[self._positions[position]]
@@ -151,6 +177,8 @@ class ShardDataset(Dataset[Sample]):
             with self._shard(entry).open("rb", buffering=0) as file:
                 file.seek(start)
                 stretch = file.read(end - start)
+        except (FileNotFoundError, PermissionError) as error:
+            raise InputError(_missing(self._shard(entry), error)) from error
         except OSError as error:
             raise self._damaged(entry, error.strerror or str(error)) from error
         members = {name: stretch[at - start : at - start + size] for name, (at, size, _) in places.items()}
@@ -162,11 +190,17 @@ class ShardDataset(Dataset[Sample]):
     def _shard(self, entry: Entry) -> Path:
         return self.root / self._index.head["shards"][entry.shard]["name"]
 
-    def _damaged(self, entry: Entry, reason: str) -> InputError:
-        return InputError(
-            f"{self._shard(entry)}: missing or damaged: cannot read the clip {entry.clip!r} ({reason}); "
+    def _damaged(self, entry: Entry, reason: str) -> DamagedClip:
+        error = DamagedClip(
+            f"{self._shard(entry)}: damaged: cannot read the clip {entry.clip!r} ({reason}); "
             "prepare the data again"
         )
+        error.clip = entry.clip
+        return error
+
+
+def _missing(shard: Path, error: OSError) -> str:
+    return f"{shard}: {error.strerror}; put this shard back, or prepare the data again"
 
 
 def decode(
