@@ -30,7 +30,7 @@ def load(run: str | os.PathLike[str], device: str = "auto", edge_model: Path | N
     """Read a trained run; ``load(run).predict(video)`` gives what ``avfast.localize`` writes.
 
     Args:
-        run: The folder that ``avfast.train`` wrote.
+        run: The folder that ``avfast.train`` wrote, or the file that ``avfast.export`` made of it.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         edge_model: OpenCV's structured edge forest, if the run's clips were prepared with one.
 

@@ -27,7 +27,7 @@ from avfast.sources import DataSource, open_split
 @dataclass
 class Options:
     run: tyro.conf.Positional[Path]
-    """Folder of a run: the --out of avfast.train."""
+    """Folder of a run (the --out of avfast.train), or the file that avfast.export made of it."""
     data: Path | None = None
     """Folder that avfast.prepare wrote, or of features as the run's own. Default: what it was trained on."""
     labels: Path | None = None
@@ -50,6 +50,8 @@ def main(options: Options) -> None:
     trained = load_best(options.run, device, options.thresholds)
     dataset = open_split(data_source(trained, options), options.split, trained.model.config)
     print(f"{ops}; {len(dataset)} clips")
+    if options.out is None and not options.run.is_dir():
+        raise InputError(f"--out: say where the figures of {options.run} go")
     out = options.out or options.run
     out.mkdir(parents=True, exist_ok=True)
     print(table(evaluate(trained, dataset, options.split, out, options.workers)))

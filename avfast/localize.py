@@ -56,7 +56,7 @@ class Options:
     """What to localise, and what to write."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of a run: the --out of avfast.train."""
+    """Folder of a run (the --out of avfast.train), or the file that avfast.export made of it."""
     videos: tyro.conf.Positional[tuple[Path, ...]]
     """Videos, or files of sound alone."""
     out: Path

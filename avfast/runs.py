@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import avfast
-from avfast import checkpoint
+from avfast import checkpoint, portable
 from avfast.data.batch import Batch, Sample, collate
 from avfast.data.files import write_text
 from avfast.distributed import ALONE, World
@@ -60,7 +60,7 @@ def load_best(
     """Read the checkpoint that did best on validation.
 
     Args:
-        folder: Of a run.
+        folder: Of a run, or the file that ``avfast.export`` made of it.
         device: Where the model goes.
         thresholds: Which of the thresholds chosen on validation decide; None for those it was trained with.
         world: The ranks that need it; rank 0 reads.
@@ -71,17 +71,20 @@ def load_best(
     Raises:
         InputError: The folder holds no run, or its checkpoint is damaged.
     """
-
-    def read() -> dict[str, Any]:
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such run; give the folder that avfast.train wrote (its --out)")
-        return checkpoint.load(folder / BEST)
-
-    state = world.once(read)
+    state = world.once(lambda: read_best(folder))
     model = build(ModelConfig(**state["config"]["model"]), len(state["classes"])).to(device)
     checkpoint.fill(model, state["model"], folder / BEST)
     chosen = Thresholds.from_state(state["thresholds"][thresholds or state["config"]["thresholds"]])
     return Trained(model.eval(), state["classes"], chosen, state["config"])
+
+
+def read_best(folder: Path) -> dict[str, Any]:
+    """What a run keeps of its best epoch, from its folder or from its export."""
+    if folder.suffix == portable.SUFFIX and not folder.is_dir():
+        return portable.load(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such run; give the folder that avfast.train wrote (its --out)")
+    return checkpoint.load(folder / BEST)
 
 
 def evaluate(
