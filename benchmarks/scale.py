@@ -69,8 +69,6 @@ class Point:
     """Seconds of CPU time, of program and readers."""
     program_mb: float
     readers_mb: float
-    yardstick: float
-    """Seconds of CPU time that a fixed piece of work took meanwhile: more where other programs are busy."""
 
 
 def main(options: Options) -> None:
@@ -155,7 +153,7 @@ def watch(options: Options, root: Path) -> Iterator[Point]:
                 cpu = sum(cpu_seconds(pid) for pid in (process.pid, *readers))
                 memory = memory_mb(process.pid), sum(map(memory_mb, readers))
                 if seen * POINT == clips:  # else we came too late for this one
-                    yield Point(clips, now - begun, cpu, *memory, yardstick())
+                    yield Point(clips, now - begun, cpu, *memory)
     if process.returncode:
         sys.exit(process.returncode)
 
@@ -180,14 +178,6 @@ def cpu_seconds(pid: int) -> float:
     """CPU time of all threads of a process."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
-
-
-def yardstick() -> float:
-    """CPU time of a fixed piece of work in this process."""
-    numbers = np.random.default_rng(0).random(300_000)
-    begun = time.process_time()
-    np.sort(numbers)
-    return time.process_time() - begun
 
 
 def table(points: list[Point], rows: int = 12) -> Iterator[str]:
