@@ -46,6 +46,18 @@ std::vector<WindowShape> window_shapes(int width, int height, const EdgeBoxesPar
   return shapes;
 }
 
+// Running mean of how often something came true.
+class Rate {
+ public:
+  explicit Rate(float value) : value_(value) {}
+  operator float() const { return value_; }
+  void add(bool outcome) { value_ += kMemory * (static_cast<float>(outcome) - value_); }
+
+ private:
+  static constexpr float kMemory = 1.0f / 32;
+  float value_;
+};
+
 // A window on its way from a bound to a score.
 struct Window {
   Box box;
@@ -111,14 +123,15 @@ class Search {
     explicit Worker(const ScoreMaps& maps) : scorer(maps), bounds(maps) {}
     Scorer scorer;
     Bounds bounds;
-    int32_t followed = -1;  // a window
-    float excluded = 1;     // running mean of how often a closer look excludes a window between rounds
-    int32_t skipped = 0;    // looks
+    Rate zero{0};                           // windows that score nothing to begin with
+    Rate excluded[2] = {Rate(1), Rate(1)};  // by a closer look before the first scoring, and after that
+    int32_t skipped = 0;                    // looks
 
-    void follow(int32_t index, const Window& window) {
-      if (followed == index) return;
-      followed = index;
-      bounds.follow(window.box, window.steps);
+    // Whether a closer look at a window, scored or not, excludes enough of them to be worth its time.
+    bool worth_a_look(bool scored) {
+      constexpr float kLeast = 0.15f;
+      // Now and then one looks all the same, since the threshold rises.
+      return excluded[scored] > std::max(kLeast, scored ? 0.0f : static_cast<float>(zero)) || ++skipped % 16 == 0;
     }
   };
 
@@ -129,8 +142,19 @@ class Search {
   void move_sides(Scorer& scorer, Window& window) const;
   Entry look_closer(Worker& worker, int32_t index);
   Entry advance(Worker& worker, int32_t index);
+  void step(Worker& worker, Entry& entry) {
+    const Entry next = advance(worker, entry.index);
+    entry = {std::min(next.bound, entry.bound), next.index, next.resolved};
+  }
+  void score_first(Worker& worker, Entry& entry);
   void resolve(Worker& worker, Entry& entry);
+  void sort_by_score(std::vector<Entry>& entries) const;
+  template <typename Visit>
+  void for_each(size_t begin, size_t end, const Visit& visit);
+  void put(const Entry& entry);
+  size_t first_sample() const { return 16 * static_cast<size_t>(params_.max_boxes) + 256; }
   void first_guess();
+  void resolve_all(std::vector<Entry>& entries);
   void resolve_above_threshold();
   void raise_threshold();
   std::vector<Proposal> best_found();
@@ -207,89 +231,114 @@ void Search::move_sides(Scorer& scorer, Window& window) const {
 Entry Search::look_closer(Worker& worker, int32_t index) {
   Window& window = windows_[index];
   const float least = std::max(threshold_, window.score);
-  worker.follow(index, window);
+  worker.bounds.follow(window.box, window.steps);
   const float bound = worker.bounds.contained(window.box, window.steps, least);
   window.promising = bound > least;
+  worker.excluded[window.score > 0].add(!window.promising);
   return {bound, index, bound == window.score};
 }
 
-// Bounds a window more tightly where that was not tried, else refines it by a round.
+// Bounds a window more tightly, or scores it, or refines it by a round.
 Entry Search::advance(Worker& worker, int32_t index) {
+  constexpr float kAsBefore = std::numeric_limits<float>::infinity();
   Window& window = windows_[index];
-  if (!window.promising) return look_closer(worker, index);
-  if (window.score == 0) window.score = worker.scorer.score(window.box, floor_);
-  if (window.score == 0) return {0, index, false};
+  if (!window.promising && worker.worth_a_look(window.score > 0)) return look_closer(worker, index);
+  if (window.score == 0) {
+    window.score = worker.scorer.score(window.box, floor_);
+    worker.zero.add(window.score == 0);
+    return {window.score > 0 ? kAsBefore : 0, index, false};
+  }
   if (!window.steps.halve()) return {window.score, index, true};
   move_sides(worker.scorer, window);
-  constexpr float kWorthALook = 0.15f, kMemory = 1.0f / 64;
-  // Now and then one looks all the same, since the threshold rises.
-  if (worker.excluded < kWorthALook && ++worker.skipped % 8 != 0)
-    return {std::numeric_limits<float>::infinity(), index, false};
-  const Entry entry = look_closer(worker, index);
-  worker.excluded += kMemory * (static_cast<float>(!window.promising) - worker.excluded);
-  return entry;
+  window.promising = false;
+  return {kAsBefore, index, false};
+}
+
+// Advances a window until it is scored or cannot exceed the threshold.
+void Search::score_first(Worker& worker, Entry& entry) {
+  while (entry.bound > threshold_ && windows_[entry.index].score == 0) step(worker, entry);
 }
 
 // Advances a window until it is resolved or cannot exceed the threshold.
 void Search::resolve(Worker& worker, Entry& entry) {
-  while (!entry.resolved && entry.bound > threshold_) {
-    const Entry next = advance(worker, entry.index);
-    entry = {std::min(next.bound, entry.bound), next.index, next.resolved};
-  }
+  while (!entry.resolved && entry.bound > threshold_) step(worker, entry);
+}
+
+// Best scores first: what scores well as it is tends to when refined, which raises the threshold soon.
+void Search::sort_by_score(std::vector<Entry>& entries) const {
+  std::sort(entries.begin(), entries.end(), [&](const Entry& a, const Entry& b) {
+    const float score_a = windows_[a.index].score, score_b = windows_[b.index].score;
+    return score_a != score_b ? score_a > score_b : a.index < b.index;
+  });
 }
 
 // Resolves the most promising of a sample of windows.
 void Search::first_guess() {
   const size_t wanted = static_cast<size_t>(params_.max_boxes);
-  const size_t sample = 16 * wanted + 256, top = std::max(sample, waiting_.size() / 4);
+  const size_t sample = first_sample(), top = std::max(sample, waiting_.size() / 4);
   if (top >= waiting_.size()) return;
   std::nth_element(waiting_.begin(), waiting_.begin() + top, waiting_.end());
+  for (size_t i = 0; i < sample; ++i) std::swap(waiting_[i], waiting_[i * (top / sample)]);
+  std::vector<Entry> entries(waiting_.begin(), waiting_.begin() + sample);
+  waiting_.erase(waiting_.begin(), waiting_.begin() + sample);
+  for (Entry& entry : entries) score_first(workers_[0], entry);
+  sort_by_score(entries);
   for (size_t i = 0; i < sample; ++i) {
-    std::swap(waiting_[i], waiting_[i * (top / sample)]);
-    waiting_[i].bound = std::min(waiting_[i].bound, look_closer(workers_[0], waiting_[i].index).bound);
+    if (i < 4 * wanted + 16) resolve(workers_[0], entries[i]);
+    put(entries[i]);
   }
-  const size_t resolved = 4 * wanted + 16;
-  std::nth_element(waiting_.begin(), waiting_.begin() + resolved, waiting_.begin() + sample);
-  for (size_t i = 0; i < resolved; ++i) {
-    resolve(workers_[0], waiting_[i]);
-    if (waiting_[i].resolved) found_.push_back(waiting_[i]);
-  }
-  waiting_.erase(std::remove_if(waiting_.begin(), waiting_.end(), [](const Entry& entry) { return entry.resolved; }),
-                 waiting_.end());
   raise_threshold();
+}
+
+void Search::put(const Entry& entry) {
+  if (entry.bound > floor_) (entry.resolved ? found_ : waiting_).push_back(entry);
+}
+
+// Calls visit(worker, index) for begin .. end - 1 from all threads.
+template <typename Visit>
+void Search::for_each(size_t begin, size_t end, const Visit& visit) {
+  const int threads = static_cast<int>(workers_.size());
+  std::atomic<size_t> next{begin};
+#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
+  for (int t = 0; t < threads; ++t)
+    for (size_t i; (i = next++) < end;) visit(workers_[t], i);
 }
 
 // Windows of larger bounds go first and raise the threshold for the others.
 void Search::resolve_above_threshold() {
-  const auto above =
-      std::partition(waiting_.begin(), waiting_.end(), [&](const Entry& entry) { return entry.bound <= threshold_; });
-  std::vector<Entry> entries(above, waiting_.end());
-  waiting_.erase(above, waiting_.end());
-  std::sort(entries.begin(), entries.end());
-  const int threads = static_cast<int>(workers_.size());
-  const size_t batch_size = threads > 1 ? 4 * kBatch * threads : kBatch;
-  for (size_t begin = 0; begin < entries.size(); begin += batch_size) {
-    const int64_t size = static_cast<int64_t>(std::min(batch_size, entries.size() - begin));
-    Entry* batch = &entries[begin];
-    if (batch->bound <= threshold_) {
-      waiting_.insert(waiting_.end(), entries.begin() + begin, entries.end());
-      break;
+  for (size_t size = first_sample();; size *= 2) {
+    auto above =
+        std::partition(waiting_.begin(), waiting_.end(), [&](const Entry& entry) { return entry.bound <= threshold_; });
+    if (above == waiting_.end()) return;
+    if (static_cast<size_t>(waiting_.end() - above) > size) {
+      std::nth_element(above, waiting_.end() - size, waiting_.end(),
+                       [](const Entry& a, const Entry& b) { return b < a; });
+      above = waiting_.end() - size;
     }
-    std::atomic<int64_t> next{0};
-#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
-    for (int t = 0; t < threads; ++t)
-      for (int64_t i; (i = next++) < size;) resolve(workers_[t], batch[i]);
-    for (int64_t i = 0; i < size; ++i)
-      if (batch[i].resolved || batch[i].bound > floor_) (batch[i].resolved ? found_ : waiting_).push_back(batch[i]);
-    if (found_.size() > guessed_from_ + guessed_from_ / 8) raise_threshold();
+    std::vector<Entry> entries(above, waiting_.end());
+    waiting_.erase(above, waiting_.end());
+    resolve_all(entries);
+  }
+}
+
+void Search::resolve_all(std::vector<Entry>& entries) {
+  for_each(0, entries.size(), [&](Worker& worker, size_t i) { score_first(worker, entries[i]); });
+  sort_by_score(entries);
+  const size_t batch = workers_.size() > 1 ? 4 * kBatch * workers_.size() : kBatch;
+  for (size_t begin = 0; begin < entries.size(); begin += batch) {
+    const size_t end = std::min(begin + batch, entries.size());
+    for_each(begin, end, [&](Worker& worker, size_t i) { resolve(worker, entries[i]); });
+    for (size_t i = begin; i < end; ++i) put(entries[i]);
+    if (found_.size() > guessed_from_ + guessed_from_ / 4) raise_threshold();
   }
 }
 
 void Search::raise_threshold() {
   guessed_from_ = found_.size();
   const std::vector<Proposal> best = best_found();
-  if (static_cast<int64_t>(best.size()) == params_.max_boxes)
-    threshold_ = std::max(threshold_, std::nextafter(best.back().score, 0.0f));
+  if (static_cast<int64_t>(best.size()) < params_.max_boxes) return;
+  threshold_ = std::max(threshold_, std::nextafter(best.back().score, 0.0f));
+  for (Worker& worker : workers_) worker.excluded[0] = worker.excluded[1] = Rate(1);
 }
 
 std::vector<Proposal> Search::best_found() {
