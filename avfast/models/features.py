@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
@@ -22,15 +22,18 @@ class _GivenVectors(Backbone):
 
     pretrainable = False
     dim = DIM
+    usual_inputs: ClassVar[int]
 
-    def __init__(self, dropout: float = 0.5, inputs: int = EMBEDDING) -> None:
+    def __init__(self, train_conv: bool = False, dropout: float = 0.5, inputs: int | None = None) -> None:
         """Args:
+        train_conv: Without a meaning here.
         dropout: Share of features dropped in training.
-        inputs: Size of a given vector.
+        inputs: Size of a given vector; None for ``usual_inputs``.
         """
-        super().__init__(dropout=dropout)
+        super().__init__(train_conv, dropout)
         self.given = nn.Identity()
-        self.head = nn.Sequential(self.drop, learned_layer(inputs, self.dim, self.drop))
+        size = self.usual_inputs if inputs is None else inputs
+        self.head = nn.Sequential(self.drop, learned_layer(size, self.dim, self.drop))
         self.freeze()
 
     @property
@@ -45,13 +48,14 @@ class VisualFeatures(_GivenVectors, VisualBackbone):
     stride = 1
     first_centre = 0.5
     grid = 1
+    usual_inputs = 3  # a picture's colours
 
     @classmethod
     def from_config(cls, config: ModelConfig) -> Self:
         """As the base class says."""
         if config.visual_dim < 1:
             raise ValueError("visual_dim: there are no visual features; choose a system of sound alone")
-        return cls(config.dropout, config.visual_dim)
+        return cls(config.train_conv, config.dropout, config.visual_dim)
 
     def normalise(self, frames: Tensor) -> Tensor:
         return frames.float()
@@ -63,12 +67,14 @@ class VisualFeatures(_GivenVectors, VisualBackbone):
 class AudioFeatures(_GivenVectors, AudioBackbone):
     """Takes given vectors in place of log-mel examples."""
 
+    usual_inputs = EMBEDDING
+
     @classmethod
     def from_config(cls, config: ModelConfig) -> Self:
         """As the base class says."""
         if config.audio_dim < 1:
             raise ValueError("audio_dim: there are no audio features; choose a system of pictures alone")
-        return cls(config.dropout, config.audio_dim)
+        return cls(config.train_conv, config.dropout, config.audio_dim)
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Given vectors [A, inputs] to [A, dim]."""
