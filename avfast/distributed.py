@@ -146,7 +146,7 @@ def joined() -> Iterator[World]:
             stack.enter_context(contextlib.redirect_stdout(nowhere))
         try:
             yield world
-            dist.barrier()  # a rank that leaves earlier would cut off the connections of one that still writes
+            dist.barrier()  # leaving earlier would cut off the connections of a rank that still writes
         except RuntimeError as error:
             if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
                 raise
