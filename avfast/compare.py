@@ -1,8 +1,8 @@
 """Train several systems over several seeds on the same data, and write a table of how they compare.
 
 Without --data it compares on the embedded default. Every run is a child process: one that fails becomes a row
-that says so. Started again with the same --out, finished runs are kept and broken ones go on; systems and
-seeds may be added. All options of avfast.train are passed on. Commands to start from:
+that says so; on a CPU two go on at once. Started again with the same --out, finished runs are kept and broken
+ones go on; systems and seeds may be added. All options of avfast.train are passed on. Commands to start from:
 
     python -m avfast.compare --out runs/comparison
     python -m avfast.compare --data shards --backbone efficientnet-lite0 --seeds 0 1 2 --out runs/real-table
@@ -16,13 +16,15 @@ import os
 import sys
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
+import torch
 import tyro
 from tqdm import tqdm
 
@@ -34,6 +36,7 @@ from avfast.errors import InputError
 from avfast.models import SYSTEMS
 from avfast.report.comparison import write_report
 
+CPU_JOBS = 2  # small networks keep no more than a core or two busy, and every run takes memory
 HEARTBEAT = 5.0  # s between two notes of the time that a run has taken
 PER_RUN = {"out", "system", "seed", "resume"}
 HARMLESS = {"device", "workers", "cache_gib", "log_every", "save_every", "tensorboard", "report"}
@@ -72,6 +75,8 @@ class Options(train.Options):
     """Which systems, in the order of the table; the others are measured against the first. Default: all."""
     seeds: list[int] = field(default_factory=lambda: [0])
     """Each system is trained once with every seed."""
+    jobs: int | None = None
+    """Runs at once, which share cores and --cache-gib. Default: two on a CPU, one on a GPU."""
     system: tyro.conf.Suppress[str] = "av-two-stream"
     seed: tyro.conf.Suppress[int] = 0
     resume: tyro.conf.Suppress[bool] = False
@@ -81,6 +86,8 @@ def main(options: Options) -> None:
     """Train what is missing, and write the comparison."""
     check_names(options)
     train.check_numbers(options)
+    if options.jobs is not None and options.jobs < 1:
+        raise InputError(f"--jobs: expected a number of at least 1, got {options.jobs}")
     data = options.source()
     config = train.model_config(options, data)
     sources.open_split(data, "test", config)  # bad data, or none yet: before any run
@@ -137,18 +144,36 @@ def train_all(options: Options) -> str:
         InputError: Every run failed.
     """
     runs = [kept(options.out, system, seed) for system in options.systems for seed in options.seeds]
-    with tqdm(total=len(runs), unit="run", disable=None) as bar:
-        for position, planned in enumerate(runs):
-            if planned.result is None:
-                bar.set_description(f"{planned.system}, seed {planned.seed}")
-                runs[position] = attempt(options, planned)
-                write_report(compare(runs), options.out)
-                tqdm.write(describe(runs[position]))
+    missing = [position for position, planned in enumerate(runs) if planned.result is None]
+    with tqdm(total=len(runs), initial=len(runs) - len(missing), unit="run", disable=None) as bar:
+        for position, ended in attempts(options, runs, missing):
+            runs[position] = ended
+            write_report(compare(runs), options.out)
+            tqdm.write(describe(ended))
             bar.update()
     failed = [run for run in runs if run.result is None]
     if len(failed) == len(runs):
         raise InputError(f"every run failed; {describe(failed[0])}")
     return write_report(compare(runs), options.out)
+
+
+def attempts(options: Options, runs: list[Run], missing: list[int]) -> Iterator[tuple[int, Run]]:
+    """Train the missing runs, some at once: positions and what became of them, as they end."""
+    jobs = min(options.jobs or default_jobs(options.device), max(1, len(missing)))
+    shared = replace(options, jobs=jobs, cache_gib=options.cache_gib / jobs)
+    with ThreadPoolExecutor(jobs) as pool:  # a thread does nothing but wait for its child process
+        waiting = {pool.submit(attempt, shared, runs[position]): position for position in missing}
+        try:
+            for ended in as_completed(waiting):
+                yield waiting[ended], ended.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def default_jobs(device: str) -> int:
+    """How many runs at once suit a device: on a GPU they would take its memory from each other."""
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    return 1 if on_gpu else min(CPU_JOBS, torch.get_num_threads())
 
 
 def kept(out: Path, system: str, seed: int) -> Run:
@@ -165,7 +190,8 @@ def attempt(options: Options, planned: Run) -> Run:
     place.folder.parent.mkdir(exist_ok=True)
     try:
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            pool.submit(child, training_options(options, planned, place.folder), place).result()
+            told = training_options(options, planned, place.folder)
+            pool.submit(child, told, place, options.jobs or 1).result()
         return kept(options.out, planned.system, planned.seed)
     except InputError as error:
         reason = str(error)
@@ -190,8 +216,9 @@ def training_options(options: Options, planned: Run, folder: Path) -> train.Opti
     return train.Options(**values)
 
 
-def child(options: train.Options, place: Files) -> None:
+def child(options: train.Options, place: Files, jobs: int) -> None:
     """What the child process does: train, keep account of the time, and end when its parent does."""
+    torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
     with place.log.open("a") as log:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

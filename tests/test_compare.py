@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 from avfast import cli, compare, comparison, metrics
@@ -45,7 +47,9 @@ def compared(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         program = subprocess.Popen(command)
         log = out / "runs" / f"{BOTH}-0" / "metrics.jsonl"
         wait_for(lambda: log.is_file() and "val" in log.read_text())
-        children = Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text().split()
+        threads = Path(f"/proc/{program.pid}/task").iterdir()
+        children = [pid for thread in threads for pid in (thread / "children").read_text().split()]
+        assert children
         program.send_signal(signal.SIGKILL)
         program.wait()
         # No orphan goes on training in a folder that another process resumes.
@@ -118,6 +122,26 @@ def test_finished_runs_are_kept_and_seeds_may_be_added(
         compare.main(settings(data, compared, epochs=4))
 
 
+def test_runs_share_what_there_is(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = threading.Barrier(2, timeout=60)
+
+    def meet(options: compare.Options, planned: Run) -> Run:
+        together.wait()  # breaks unless two runs go on at once
+        told = compare.training_options(options, planned, Path("run"))
+        return replace(planned, error=f"{options.jobs} at once, {told.cache_gib} GiB each")
+
+    monkeypatch.setattr(compare, "attempt", meet)
+    with pytest.raises(InputError, match=r"every run failed; .*: 2 at once, 1\.5 GiB each"):
+        compare.main(settings(data, tmp_path, seeds=[0, 1], jobs=2, cache_gib=3.0))
+
+
+def test_jobs_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    assert [compare.default_jobs(device) for device in ("cpu", "cuda:1")] == [2, 1]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert compare.default_jobs("cpu") == 1
+
+
 def die(*_: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -150,6 +174,7 @@ def test_a_run_that_crashes_is_a_row_that_says_so(
         (["--backbone", "resnet"], "--backbone: expected one of"),
         (["--out", "{tmp}"], "not empty, and no comparison"),
         (["--epochs", "0"], "--epochs: expected a number above 0"),
+        (["--jobs", "0"], "--jobs: expected a number of at least 1"),
         (["--epoch", "3"], "--epoch"),
     ],
 )
