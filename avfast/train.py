@@ -56,7 +56,7 @@ class Options(RunOptions):
     backbone: str | None = None
     """Visual network: toy, alexnet, vgg16 or efficientnet-lite0. Default: the preset's."""
     audio_backbone: str | None = None
-    """Audio network: toy or vggish. Default: the preset's."""
+    """Audio network: toy, vggish or yamnet. Default: the preset's."""
     visual_weights: str | None = None
     """State dict of the visual network, as torchvision names its parameters: a path, a URL (#sha256=...
     checks it), or torchvision for its published AlexNet or VGG16."""

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from avfast.models.backbones import AUDIO, VISUAL, VisualBackbone, cells_of
+from avfast.models.audio_backbones import AUDIO
+from avfast.models.backbones import VISUAL, VisualBackbone, cells_of
 from avfast.models.efficientnet import EfficientNetLite0
 from avfast.models.vggish import VGGish
 
 SMALL = {"toy": 96, "alexnet": 128, "vgg16": 64, "efficientnet-lite0": 96, "features": 16}
-EXAMPLE = {"toy": (96, 64), "vggish": (96, 64), "features": (128,)}
+EXAMPLE = {"toy": (96, 64), "vggish": (96, 64), "yamnet": (96, 64), "features": (128,)}
 
 
 @pytest.fixture(scope="module")

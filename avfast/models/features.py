@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
-from avfast.models.backbones import AUDIO, VISUAL, AudioBackbone, Backbone, VisualBackbone, learned_layer
+from avfast.models.audio_backbones import AUDIO, AudioBackbone
+from avfast.models.backbones import VISUAL, Backbone, VisualBackbone, learned_layer
 from avfast.models.vggish import EMBEDDING
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from avfast.data.batch import Batch
 from avfast.data.logmel import EXAMPLE_HOP_SECONDS, EXAMPLE_SECONDS, FrontEnd, VGGishLogMel
-from avfast.models.backbones import AUDIO, VISUAL
+from avfast.models.audio_backbones import AUDIO
+from avfast.models.backbones import VISUAL
 from avfast.models.heads import Stream
 
 Preset = Literal["toy", "paper"]
@@ -30,7 +31,7 @@ class ModelConfig:
     backbone: str = "toy"
     """A key of ``backbones.VISUAL``."""
     audio_backbone: str = "toy"
-    """A key of ``backbones.AUDIO``."""
+    """A key of ``audio_backbones.AUDIO``."""
     image_size: int = 96
     """Side that frames are stretched to, in pixels."""
     proposals: int = 10

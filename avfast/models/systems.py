@@ -13,7 +13,8 @@ from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 from avfast.data.batch import Batch
 from avfast.data.logmel import CRNNLogMel, FrontEnd
 from avfast.errors import InputError
-from avfast.models.backbones import AUDIO, VISUAL, AudioBackbone, VisualBackbone
+from avfast.models.audio_backbones import AUDIO, AudioBackbone
+from avfast.models.backbones import VISUAL, VisualBackbone
 from avfast.models.gated_crnn import BandNorm, GatedCRNN
 from avfast.models.heads import LogSumExpHead, Stream, TwoStreamHead, WSDDNHead, idle
 from avfast.models.system import ModelConfig, Output, Source, System, probabilities, register
