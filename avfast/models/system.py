@@ -199,6 +199,25 @@ class System(nn.Module, ABC):
         """
         raise TypeError(f"{self.config.system}: has no regions")
 
+    @property
+    def frozen_segments(self) -> bool:
+        """Whether ``embed_segments`` gives the same for a clip in every epoch."""
+        return False
+
+    def embed_segments(self, examples: Tensor) -> Tensor:
+        """Embeddings of audio segments, without gradient; ``forward`` takes them in place of the examples.
+
+        Args:
+            examples: float [A, 96, 64].
+
+        Returns:
+            [A, E].
+
+        Raises:
+            TypeError: The system has no pretrained network for sound.
+        """
+        raise TypeError(f"{self.config.system}: has no embeddings of sound")
+
     def fit_statistics(self, batches: Iterable[Batch], total: Callable[[Tensor], Tensor]) -> None:
         """Take from the training clips, before the first step, what is measured rather than learned.
 

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 from avfast.data.batch import Batch
 from avfast.data.logmel import CRNNLogMel, FrontEnd
 from avfast.errors import InputError
-from avfast.models.audio_backbones import AUDIO, AudioBackbone
+from avfast.models.audio_backbones import AUDIO, AudioBackbone, PretrainedAudio
 from avfast.models.backbones import VISUAL, VisualBackbone
 from avfast.models.gated_crnn import BandNorm, GatedCRNN
 from avfast.models.heads import LogSumExpHead, Stream, TwoStreamHead, WSDDNHead, idle
@@ -62,6 +62,18 @@ class AVTwoStream(System):
         if self.visual is None:
             return super().pool_regions(frames, rois)
         return self.visual.pooled(frames, rois)
+
+    @property
+    def frozen_segments(self) -> bool:
+        """As the base class says."""
+        return isinstance(self.audio, PretrainedAudio) and self.audio.constant
+
+    @torch.no_grad()
+    def embed_segments(self, examples: Tensor) -> Tensor:
+        """As the base class says."""
+        if not isinstance(self.audio, PretrainedAudio):
+            return super().embed_segments(examples)
+        return self.audio.embed(examples)
 
     def forward(self, batch: Batch, pooled: Tensor | None = None) -> Output:
         """As the base class says; a clip without a modality gets nothing from it."""
