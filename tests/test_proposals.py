@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,24 +42,32 @@ def iou(box: np.ndarray, other: tuple[float, ...]) -> float:
     return shared / (area - shared)
 
 
-def test_finds_the_object() -> None:
-    truth = (40, 30, 100, 80)
-    found = propose(scene(truth), 10, PARAMETERS)
-    assert found.boxes.dtype == found.scores.dtype == np.float32
-    assert iou(found.boxes[0], truth) > 0.8
-    assert (np.diff(found.scores) <= 0).all()
-    assert 1 <= len(found.boxes) == len(found.scores) <= 10
+def rectangles(width: int, height: int) -> Iterator[tuple[float, float, float, float]]:
+    """Boxes in a picture of that size: a sliding window search meets one or another badly."""
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        (x1, y1), (x2, y2) = rng.uniform(0.1, 0.4, 2), rng.uniform(0.6, 0.9, 2)
+        yield x1 * width, y1 * height, x2 * width, y2 * height
+
+
+@pytest.mark.parametrize("size", [(160, 120), (640, 480), (333, 1000)])
+def test_finds_the_object(size: tuple[int, int]) -> None:
+    """In large pictures too, which are searched scaled down: boxes are in pixels of the picture given."""
+    overlaps = []
+    for truth in rectangles(*size):
+        found = propose(scene(tuple(map(round, truth)), size), 10, PARAMETERS)
+        assert found.boxes.dtype == found.scores.dtype == np.float32
+        assert (np.diff(found.scores) <= 0).all()
+        assert 1 <= len(found.boxes) == len(found.scores) <= 10
+        overlaps.append(iou(found.boxes[0], truth))
+    assert min(overlaps) > 0.65
+    assert np.mean(overlaps) > 0.8
 
 
 @pytest.mark.parametrize("size", [(640, 480), (333, 1000)])
-def test_large_pictures_are_searched_scaled_down(size: tuple[int, int]) -> None:
-    """Boxes and the smallest area are in pixels of the picture that was given."""
+def test_smallest_area_is_in_pixels_of_the_picture(size: tuple[int, int]) -> None:
     width, height = size
-    truth = (width / 4, height / 4, width * 5 / 8, height * 2 / 3)
-    image = scene(tuple(map(round, truth)), size)
-    found = propose(image, 10, PARAMETERS)
-    assert iou(found.boxes[0], truth) > 0.8
-    assert found.boxes.dtype == np.float32
+    image = scene((width // 4, height // 4, width * 5 // 8, height * 2 // 3), size)
     assert len(propose(image, 100, replace(PARAMETERS, min_box_area=0.5 * width * height)).boxes) < 5
 
 
@@ -106,7 +115,7 @@ def test_smallest_area() -> None:
     assert max(iou(box, (40, 30, 60, 50)) for box in small) > 0.6
     boxes = propose(image, 100, PARAMETERS).boxes
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    assert (areas >= 500).all()  # the search starts at 1000, refinement shrinks some
+    assert (areas >= 300).all()  # the search starts at 1000, refinement shrinks some
 
 
 @pytest.mark.parametrize(
@@ -217,7 +226,9 @@ def test_recall_table(
     assert printed[0] == "1 frames, 1 boxes, from train and val"
     cells = [row.strip("| ").split(" | ") for row in printed[4:]]
     assert {row[0] for row in cells} >= {"two scales", "one scale", "not thinned"}
-    assert all(row[4:8] == ["1.000", "1.000", "1.000", "-"] for row in cells if row[0] != "not thinned")
+    thinned = [row for row in cells if row[0] != "not thinned"]
+    assert all(row[5:9] == ["1.000", "1.000", "1.000", "-"] for row in thinned)
+    assert all(0.5 <= float(row[9]) <= 1 for row in thinned)
 
 
 def test_opencv_that_does_not_load_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,16 +44,16 @@ _FOREST_PARTS = ("childs", "featureIds", "thresholds", "edgeBoundaries", "edgeBi
 
 @dataclass(frozen=True)
 class EdgeBoxesParameters:
-    """Parameters of EdgeBoxes (Zitnick and Dollár, ECCV 2014), with the authors' defaults but for beta.
+    """Parameters of EdgeBoxes (Zitnick and Dollár, ECCV 2014); the authors' defaults but where that is said.
 
-    Those of ``search_side`` and ``beta`` were chosen by benchmarks/proposal_recall.py.
+    Those that are not theirs were chosen by benchmarks/proposal_recall.py.
     """
 
     search_side: int = 160
     """Pixels; larger pictures are searched scaled down to this on their longer side."""
 
-    alpha: float = 0.65
-    """Step size of the sliding window search, as the IoU of neighbouring windows."""
+    alpha: float = 0.55
+    """Step size of the sliding window search, as the IoU of neighbouring windows (the authors: 0.65)."""
     beta: float = 0.5
     """IoU above which the lesser of two boxes is dropped (the authors: 0.75)."""
     eta: float = 1.0
@@ -66,8 +66,8 @@ class EdgeBoxesParameters:
     """Change of direction, in units of pi, over which an edge group ends."""
     cluster_min_mag: float = 0.5
     """Edge groups of less strength join their neighbours."""
-    max_aspect_ratio: float = 3.0
-    """Of a box."""
+    max_aspect_ratio: float = 4.0
+    """Of a window (the authors: 3). With this alpha it makes five shapes, as theirs do, but up to 1:3.9."""
     min_box_area: float = 1000.0
     """Pixels of the picture as given, not as searched."""
     gamma: float = 2.0
