@@ -75,6 +75,8 @@ class Options(RunOptions):
     """Regions per frame, the best by objectness. Default: the preset's."""
     audio_hop: float | None = None
     """Seconds from one audio window of 0.96 s to the next. Default: 0.48."""
+    dropout: float | None = None
+    """Share of features that training drops, from 0 to below 1. Default: 0.5."""
     l2_normalise: bool = True
     """Divide a modality's clip scores by their norm before modalities are added."""
     instance_softmax: bool = True
@@ -199,6 +201,7 @@ def model_config(options: Options, data: DataSource) -> ModelConfig:
             proposals=options.proposals,
             audio_hop=options.audio_hop,
             train_conv=options.train_conv,
+            dropout=options.dropout,
             l2_normalise=options.l2_normalise,
             vggish_relu=options.vggish_relu,
             vggish_pca=options.vggish_pca is not None,

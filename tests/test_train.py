@@ -322,6 +322,7 @@ def test_a_run_is_never_overwritten(data: Path, finished: Path, tmp_path: Path) 
         ({"batch_size": -1}, "--batch-size: expected a number above 0"),
         ({"save_every": 0}, "--save-every: expected a number above 0"),
         ({"mixup": 1.5}, "--mixup: expected a share"),
+        ({"dropout": 1.0}, r"--dropout: expected a number in \[0, 1\)"),
         ({"patience": -1}, "--patience: expected 0 or a number above"),
         ({"seed": -1}, "--seed: expected 0 or a number above"),
         ({"device": "cuda:99"}, "--device cuda:99"),
