@@ -114,7 +114,7 @@ def main(options: Options) -> None:
     labels = read_labels(options.labels, options.source, options.format)
     edges = "a structured forest" if options.edge_model else "gradients"
     pool = f"{options.engine} on {options.workers or 'all'} cores"
-    print(f"{len(labels.clips)} clips, {pool}, OpenCV's EdgeBoxes on edges from {edges}")
+    print(f"{len(labels.clips)} clips, {pool}, EdgeBoxes on edges from {edges}")
     shard_bytes = int(options.shard_size * 2**20)
     outcomes = prepare(options.source, labels, options.out, settings, engine, limits, shard_bytes)
     print(f"{options.out}: {_summary(outcomes)}; see {MANIFEST}")

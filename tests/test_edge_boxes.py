@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from avfast.data.proposals import gradient_edges
+from avfast.data.proposals import EdgeBoxesParameters, gradient_edges
 from avfast.ops import edge_boxes
 
 Maps = tuple[Tensor, Tensor]
@@ -214,6 +214,30 @@ def test_chooses_from_oracle_on_small_maps(
 ) -> None:
     maps = noise_maps(width, height, seed, density)
     assert_greedy_choice(maps, 10, **parameters)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("count", [10, 100, 1000])
+def test_chooses_from_oracle_on_what_prepare_searches(seed: int, count: int) -> None:
+    """Thinned edges make few groups, whose losses are found once for all boxes."""
+    parameters = EdgeBoxesParameters()
+    random = np.random.default_rng(seed)
+    picture = cv2.GaussianBlur(random.integers(0, 256, (120, 160, 3), np.uint8), (0, 0), 3 + seed)
+    maps = tuple(map(torch.from_numpy, gradient_edges(cv2.normalize(picture, None, 0, 255, cv2.NORM_MINMAX))))
+    assert_greedy_choice(
+        maps,
+        count,
+        parameters.beta,
+        alpha=parameters.alpha,
+        max_aspect_ratio=parameters.max_aspect_ratio,
+        min_box_area=250.0,
+    )
+
+
+def test_longer_than_packed_coordinates() -> None:
+    """More than 32,767 columns, and few groups."""
+    maps = noise_maps(33_000, 16, seed=0, density=0.002)
+    assert_greedy_choice(maps, 50, 0.75, min_box_area=150.0)
 
 
 def test_beta_above_099_suppresses_nothing() -> None:

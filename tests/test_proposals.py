@@ -118,6 +118,12 @@ def test_smallest_area() -> None:
     assert (areas >= 300).all()  # the search starts at 1000, refinement shrinks some
 
 
+def test_too_many_windows_are_refused() -> None:
+    image = scene((40, 30, 60, 50))
+    with pytest.raises(InputError, match="min_box_area"):
+        propose(image, 10, EdgeBoxesParameters(alpha=0.99, max_aspect_ratio=100, min_box_area=1e-6))
+
+
 @pytest.mark.parametrize(
     ("image", "direction"),
     [

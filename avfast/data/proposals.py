@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from avfast.data.opencv import cv2
 from avfast.errors import InputError
+from avfast.native import native
 
 EdgeMaps = tuple[NDArray[np.float32], NDArray[np.float32]]
 """Strength [H, W], 0 to 1, thinned to single pixels; direction across the edge [H, W], radians in 0 to pi."""
@@ -105,7 +106,7 @@ def propose(
         shows is not lost.
 
     Raises:
-        InputError: When the edge model cannot be read.
+        InputError: When the edge model cannot be read, or the parameters give too many windows to search.
     """
     edges = gradient_edges if edge_model is None else partial(structured_forest_edges, edge_model)
     return propose_from(edges, image, max_boxes, parameters)
@@ -204,29 +205,32 @@ def _edge_boxes(
     """EdgeBoxes' boxes [n, 4] (xyxy) and scores [n], best first; n may be 0."""
     if not edges.any():
         return np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
-    found, scores = _detector(max_boxes, parameters).getBoundingBoxes(edges, orientation)
-    boxes = np.asarray(found, np.float32).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]  # width and height to the far corner
+    boxes = np.zeros((1, max_boxes, 4), np.float32)
+    scores, counts = np.zeros((1, max_boxes), np.float32), np.zeros(1, np.int64)
+    maps = (np.ascontiguousarray(values, np.float32)[None] for values in (edges, orientation))
+    try:
+        native().edge_boxes(boxes, scores, counts, *maps, max_boxes, *_native_order(parameters))
+    except ValueError as error:  # more windows than can be searched
+        raise InputError(f"EdgeBoxes: {error}") from error
     height, width = edges.shape
     np.clip(boxes, 0, np.array([width, height] * 2, np.float32), out=boxes)
-    return boxes, np.asarray(scores, np.float32).reshape(-1)
+    return boxes[0, : counts[0]], scores[0, : counts[0]]
 
 
-def _detector(max_boxes: int, parameters: EdgeBoxesParameters) -> Any:
-    """A detector for one picture: OpenCV's carries sums over to the next, which changes its scores."""
-    return cv2.ximgproc.createEdgeBoxes(
-        alpha=parameters.alpha,
-        beta=parameters.beta,
-        eta=parameters.eta,
-        minScore=parameters.min_score,
-        maxBoxes=max_boxes,
-        edgeMinMag=parameters.edge_min_mag,
-        edgeMergeThr=parameters.edge_merge_thr,
-        clusterMinMag=parameters.cluster_min_mag,
-        maxAspectRatio=parameters.max_aspect_ratio,
-        minBoxArea=parameters.min_box_area,
-        gamma=parameters.gamma,
-        kappa=parameters.kappa,
+def _native_order(parameters: EdgeBoxesParameters) -> Sequence[float]:
+    """As ``avfast.ops.edge_boxes`` has them, which needs torch, whose import takes longer than small jobs."""
+    return (
+        parameters.alpha,
+        parameters.beta,
+        parameters.eta,
+        parameters.min_score,
+        parameters.edge_min_mag,
+        parameters.edge_merge_thr,
+        parameters.cluster_min_mag,
+        parameters.max_aspect_ratio,
+        parameters.min_box_area,
+        parameters.gamma,
+        parameters.kappa,
     )
 
 

@@ -59,9 +59,15 @@ void build_integrals(const ColumnMap& edges, float edge_min_mag, ScoreMaps& maps
                                (static_cast<double>(maps.edge_integral.back()) + maps.group_integral.back());
 }
 
+// The row or column of each run.
+struct RunLines {
+  std::vector<int32_t> rows, columns;
+};
+
 // Groups met along each column and each row, a run of pixels of one group counted once. Both are found column by
 // column, since rows lie far apart in memory.
-void build_runs(int width, int height, ScoreMaps& maps) {
+RunLines build_runs(int width, int height, ScoreMaps& maps) {
+  RunLines lines;
   const std::vector<int32_t>& ids = maps.groups.ids;
   std::vector<int32_t> last(height, 0), next(height + 1, 0);
   const auto for_each_run_in_rows = [&](const auto& visit) {
@@ -84,6 +90,7 @@ void build_runs(int width, int height, ScoreMaps& maps) {
     next[y] += begins;
     maps.run_ends[p].row = 2 * static_cast<uint32_t>(next[y]) + (id != 0);
   });
+  for (int y = 0; y < height; ++y) lines.rows.resize(next[y], y);
   for (int x = 0; x < width; ++x) {
     int32_t previous = 0;
     for (int64_t p = static_cast<int64_t>(x) * height, end = p + height; p < end; ++p) {
@@ -91,7 +98,9 @@ void build_runs(int width, int height, ScoreMaps& maps) {
       previous = ids[p];
       maps.run_ends[p].column = 2 * static_cast<uint32_t>(maps.column_runs.size()) + (ids[p] != 0);
     }
+    lines.columns.resize(maps.column_runs.size(), x);
   }
+  return lines;
 }
 
 void sort_into_cells(ScoreMaps& maps) {
@@ -125,7 +134,9 @@ ScoreMaps build_score_maps(const ColumnMap& edges, const ColumnMap& orientation,
   maps.groups = group_edges(edges, orientation, params);
   build_integrals(edges, params.edge_min_mag, maps);
   maps.relative_rounding = std::numeric_limits<float>::epsilon() / 2 * (maps.groups.count() + 4.0);
-  build_runs(edges.width, edges.height, maps);
+  const RunLines lines = build_runs(edges.width, edges.height, maps);
+  maps.losses = find_losses(maps.groups, edges.width, edges.height, {maps.row_runs, lines.rows},
+                            {maps.column_runs, lines.columns});
   sort_into_cells(maps);
   maps.norm.resize((edges.width + edges.height) / 2 + 2);
   for (size_t i = 0; i < maps.norm.size(); ++i) maps.norm[i] = std::pow(1.0f / static_cast<float>(i), params.kappa);

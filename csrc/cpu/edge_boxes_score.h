@@ -4,13 +4,15 @@
 #include <cstdint>
 #include <vector>
 
-#include "edge_boxes_groups.h"
+#include "edge_boxes_losses.h"
 
 namespace avfast::edge_boxes {
 
 // Covers the pixels x .. x + w and y .. y + h, both ends included.
 struct Box {
   int x, y, w, h;
+
+  bool operator==(const Box& other) const { return x == other.x && y == other.y && w == other.w && h == other.h; }
 };
 
 constexpr int kCell = 16;  // side of a cell in pixels
@@ -45,7 +47,8 @@ struct ScoreMaps {
   std::vector<int32_t> column_runs;
   std::vector<RunEnds> run_ends;  // [W * H] by columns
   CellGroups cell_groups;         // what lies near a box
-  std::vector<float> norm;        // by w / 2 + h / 2: its -kappa'th power
+  Losses losses;
+  std::vector<float> norm;  // by w / 2 + h / 2: its -kappa'th power
 };
 
 ScoreMaps build_score_maps(const ColumnMap& edges, const ColumnMap& orientation, const EdgeBoxesParams& params);
@@ -62,6 +65,13 @@ T box_sum(const std::vector<T>& integral, int64_t stride, int x0, int y0, int x1
 inline int middle_begin(int start, int end) { return start + (end - start) / 2 / 2; }
 inline int middle_end(int start, int end) { return middle_begin(start, end) + (end - start) / 2; }
 
+// Where a score lies: exact if both are equal, 0 for one that is not above the floor.
+struct Score {
+  float low = 0, high = 0;
+
+  bool exact() const { return low == high; }
+};
+
 // Scores boxes of one frame; holds the scratch memory of one thread.
 class Scorer {
  public:
@@ -69,8 +79,18 @@ class Scorer {
 
   // Clips `box` to the frame. Returns its score where that exceeds `floor` (>= 0), else 0.
   float score(Box& box, float floor);
+  // The same to within rounding, sooner, where the losses are known; else exact.
+  Score estimate(Box& box, float floor);
 
  private:
+  // Bounds of the runs along each side of a box.
+  struct Side {
+    int32_t begin, end;
+  };
+  struct Sides {
+    Side top, bottom, left, right;
+  };
+
   // A group and the search that reached it last, in one cache line.
   struct alignas(32) Node {
     int32_t anchor_x, anchor_y;
@@ -81,10 +101,15 @@ class Scorer {
     float weight = 0;      // strength of its connection to the boundary
   };
 
+  float mass_of(Box& box, float floor) const;
+  double most_loss(float mass, float norm, float floor) const;
+  float norm_of(const Box& box) const { return maps_.norm[box.w / 2 + box.h / 2]; }
+  Sides sides_of(const Box& box) const;
   void start(const Box& box);
-  void add_boundary(const std::vector<int32_t>& runs, int32_t begin, int32_t end);
+  void add_boundary(const std::vector<int32_t>& runs, Side side);
   bool expand(double limit);
   bool anchored_inside(const Node& node) const;
+  uint64_t loss_through(const LineLosses& line, int32_t begin, int32_t end, const Extent& box);
 
   const ScoreMaps& maps_;
   Box box_{};
@@ -95,6 +120,8 @@ class Scorer {
   std::vector<Node> nodes_;        // [G]
   std::vector<int32_t> order_;     // [G] groups in order of reaching
   std::vector<uint8_t> expanded_;  // [G] in the same order
+  std::vector<uint64_t> lost_;     // [G] the largest loss of a group, after the estimate's number
+  uint64_t estimate_ = 0;          // its number, in the upper half
 };
 
 }  // namespace avfast::edge_boxes

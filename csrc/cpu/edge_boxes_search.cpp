@@ -61,7 +61,7 @@ class Rate {
 // A window on its way from a bound to a score.
 struct Window {
   Box box;
-  float score = 0;  // of the box as refined so far; 0 before the first scoring
+  Score score;  // of the box as refined so far; 0 before the first scoring
   Steps steps;
   bool promising = false;  // its bound exceeds the threshold even at a closer look
 };
@@ -69,7 +69,7 @@ struct Window {
 struct Entry {
   float bound;
   int32_t index;  // of the window
-  bool resolved;  // the bound is the score
+  bool resolved;  // the window is refined to the end
 
   // The largest bound first; of equal bounds what was generated first.
   bool operator<(const Entry& other) const { return bound != other.bound ? bound > other.bound : index < other.index; }
@@ -91,21 +91,29 @@ class Suppression {
   explicit Suppression(const EdgeBoxesParams& params)
       : beta_(params.beta), eta_(params.eta), log_step_(std::log(1 / params.beta)) {}
 
-  bool keep(const Box& box) {
-    if (off_) return true;
-    const int bin = static_cast<int>(std::ceil(std::log(static_cast<float>(box.w) * box.h) / log_step_)) + 1;
-    const int reach = static_cast<int>(std::ceil(std::log(1 / beta_) / log_step_));
+  bool covers(const Box& box) const {
+    if (off_) return false;
+    const int bin = bin_of(box), reach = static_cast<int>(std::ceil(std::log(1 / beta_) / log_step_));
     const int first = std::max(0, bin - reach), last = std::min(bin + reach, static_cast<int>(kept_.size()) - 1);
     for (int i = first; i <= last; ++i)
       for (const Box& other : kept_[i])
-        if (overlap(box, other) > beta_) return false;
+        if (overlap(box, other) > beta_) return true;
+    return false;
+  }
+
+  void add(const Box& box) {
+    if (off_) return;
+    const int bin = bin_of(box);
     if (bin >= static_cast<int>(kept_.size())) kept_.resize(bin + 1);
     kept_[bin].push_back(box);
     if (eta_ < 1 && beta_ > 0.5f) beta_ *= eta_;
-    return true;
   }
 
  private:
+  int bin_of(const Box& box) const {
+    return static_cast<int>(std::ceil(std::log(static_cast<float>(box.w) * box.h) / log_step_)) + 1;
+  }
+
   float beta_;
   const float eta_, log_step_;
   const bool off_ = beta_ > 0.99f;
@@ -139,7 +147,9 @@ class Search {
     return {static_cast<int>(w * position_step_), static_cast<int>(h * position_step_)};
   }
   void add_windows(const WindowShape& shape);
+  bool move_to(Scorer& scorer, Window& window, Box moved) const;
   void move_sides(Scorer& scorer, Window& window) const;
+  bool worth_a_look(Worker& worker, const Window& window) const;
   Entry look_closer(Worker& worker, int32_t index);
   Entry advance(Worker& worker, int32_t index);
   void step(Worker& worker, Entry& entry) {
@@ -205,20 +215,33 @@ void Search::add_windows(const WindowShape& shape) {
       if (!(bounds[y] > floor_)) continue;
       const Box box{columns.start[x], rows.start[y], columns.size[x], rows.size[y]};
       waiting_.push_back({bounds[y], static_cast<int32_t>(windows_.size()), false});
-      windows_.push_back({box, 0, first_steps(box.w, box.h), false});
+      windows_.push_back({box, {}, first_steps(box.w, box.h), false});
     }
   }
+}
+
+void make_exact(Scorer& scorer, Box box, Score& score) {
+  if (!score.exact()) score.low = score.high = scorer.score(box, 0);
+}
+
+// Takes the moved box in place of the window's where it scores more.
+bool Search::move_to(Scorer& scorer, Window& window, Box moved) const {
+  Score score = scorer.estimate(moved, window.score.low);
+  if (score.high <= window.score.low || moved == window.box) return false;
+  if (score.low <= window.score.high) {
+    make_exact(scorer, window.box, window.score);
+    make_exact(scorer, moved, score);
+    if (score.high <= window.score.high) return false;
+  }
+  window.box = moved;
+  window.score = score;
+  return true;
 }
 
 // One round of refinement: each side is moved outwards, else inwards, where that scores more.
 void Search::move_sides(Scorer& scorer, Window& window) const {
   const auto better = [&](int dx, int dy, int dw, int dh) {
-    Box moved{window.box.x + dx, window.box.y + dy, window.box.w + dw, window.box.h + dh};
-    const float score = scorer.score(moved, window.score);
-    if (score <= window.score) return false;
-    window.box = moved;
-    window.score = score;
-    return true;
+    return move_to(scorer, window, {window.box.x + dx, window.box.y + dy, window.box.w + dw, window.box.h + dh});
   };
   const Steps s = window.steps;
   if (!better(0, -s.y, 0, s.y)) better(0, s.y, 0, -s.y);
@@ -227,28 +250,35 @@ void Search::move_sides(Scorer& scorer, Window& window) const {
   if (!better(0, 0, s.x, 0)) better(0, 0, -s.x, 0);
 }
 
+// Where scores are estimated, a round of refinement costs less than a look.
+bool Search::worth_a_look(Worker& worker, const Window& window) const {
+  return !maps_.losses.known() && !window.promising && worker.worth_a_look(window.score.high > 0);
+}
+
 // A tighter bound, cut off at the threshold.
 Entry Search::look_closer(Worker& worker, int32_t index) {
   Window& window = windows_[index];
-  const float least = std::max(threshold_, window.score);
+  const float least = std::max(threshold_, window.score.low);
   worker.bounds.follow(window.box, window.steps);
   const float bound = worker.bounds.contained(window.box, window.steps, least);
   window.promising = bound > least;
-  worker.excluded[window.score > 0].add(!window.promising);
-  return {bound, index, bound == window.score};
+  worker.excluded[window.score.high > 0].add(!window.promising);
+  return {bound, index, bound == window.score.low};
 }
 
 // Bounds a window more tightly, or scores it, or refines it by a round.
 Entry Search::advance(Worker& worker, int32_t index) {
   constexpr float kAsBefore = std::numeric_limits<float>::infinity();
   Window& window = windows_[index];
-  if (!window.promising && worker.worth_a_look(window.score > 0)) return look_closer(worker, index);
-  if (window.score == 0) {
-    window.score = worker.scorer.score(window.box, floor_);
-    worker.zero.add(window.score == 0);
-    return {window.score > 0 ? kAsBefore : 0, index, false};
+  if (worth_a_look(worker, window)) return look_closer(worker, index);
+  if (window.score.high == 0) {
+    window.score = worker.scorer.estimate(window.box, floor_);
+    if (window.score.low <= floor_ && !window.score.exact())
+      window.score.low = window.score.high = worker.scorer.score(window.box, floor_);
+    worker.zero.add(window.score.high == 0);
+    return {window.score.high > 0 ? kAsBefore : 0, index, false};
   }
-  if (!window.steps.halve()) return {window.score, index, true};
+  if (!window.steps.halve()) return {window.score.high, index, true};
   move_sides(worker.scorer, window);
   window.promising = false;
   return {kAsBefore, index, false};
@@ -256,7 +286,7 @@ Entry Search::advance(Worker& worker, int32_t index) {
 
 // Advances a window until it is scored or cannot exceed the threshold.
 void Search::score_first(Worker& worker, Entry& entry) {
-  while (entry.bound > threshold_ && windows_[entry.index].score == 0) step(worker, entry);
+  while (entry.bound > threshold_ && windows_[entry.index].score.high == 0) step(worker, entry);
 }
 
 // Advances a window until it is resolved or cannot exceed the threshold.
@@ -267,7 +297,7 @@ void Search::resolve(Worker& worker, Entry& entry) {
 // Best scores first: what scores well as it is tends to when refined, which raises the threshold soon.
 void Search::sort_by_score(std::vector<Entry>& entries) const {
   std::sort(entries.begin(), entries.end(), [&](const Entry& a, const Entry& b) {
-    const float score_a = windows_[a.index].score, score_b = windows_[b.index].score;
+    const float score_a = windows_[a.index].score.low, score_b = windows_[b.index].score.low;
     return score_a != score_b ? score_a > score_b : a.index < b.index;
   });
 }
@@ -341,14 +371,35 @@ void Search::raise_threshold() {
   for (Worker& worker : workers_) worker.excluded[0] = worker.excluded[1] = Rate(1);
 }
 
+// Of what is not covered, scores are made exact as their turn comes: the next best by bound, if exact, is the next
+// best.
 std::vector<Proposal> Search::best_found() {
-  std::sort(found_.begin(), found_.end());
+  const auto later = [&](const Entry& a, const Entry& b) {
+    const bool exact_a = windows_[a.index].score.exact(), exact_b = windows_[b.index].score.exact();
+    return a.bound == b.bound && exact_a != exact_b ? exact_a : b < a;
+  };
+  std::vector<Entry> left;
+  for (const Entry& entry : found_)
+    if (const float bound = windows_[entry.index].score.high; bound > threshold_)
+      left.push_back({bound, entry.index, true});
+  std::make_heap(left.begin(), left.end(), later);
   std::vector<Proposal> best;
   Suppression suppression(params_);
-  for (const Entry& entry : found_) {
-    if (static_cast<int64_t>(best.size()) == params_.max_boxes || entry.bound <= threshold_) break;
-    const Box& box = windows_[entry.index].box;
-    if (suppression.keep(box)) best.push_back({box, entry.bound});
+  while (!left.empty() && static_cast<int64_t>(best.size()) < params_.max_boxes) {
+    std::pop_heap(left.begin(), left.end(), later);
+    Window& window = windows_[left.back().index];
+    const bool covered = suppression.covers(window.box), exact = window.score.exact();
+    if (!covered && !exact) {
+      make_exact(workers_[0].scorer, window.box, window.score);
+      left.back().bound = window.score.high;
+      std::push_heap(left.begin(), left.end(), later);
+      continue;
+    }
+    if (!covered) {
+      suppression.add(window.box);
+      best.push_back({window.box, window.score.high});
+    }
+    left.pop_back();
   }
   return best;
 }
