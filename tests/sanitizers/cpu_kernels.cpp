@@ -4,10 +4,12 @@
 #include <cstdlib>
 #include <limits>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "cpu/half.h"
 #include "cpu/simd/kernels.h"
+#include "edge_boxes.h"
 #include "mil_aggregate.h"
 #include "roi_pool.h"
 
@@ -183,6 +185,38 @@ void check_mil(std::vector<int64_t> lengths, int64_t classes) {
   mil_logsumexp_backward_cpu(vgs, g, s, p, n, bounds, -2.5);
 }
 
+// Few edges make few groups, whose losses are found once; many are searched with exact scores.
+void check_edge_boxes(int64_t height, int64_t width, double density) {
+  const int64_t frames = 2, pixels = frames * height * width;
+  EdgeBoxesParams params;
+  params.max_boxes = 40;
+  params.min_box_area = 60;
+  std::vector<float> edges(pixels, 0.0f), orientation(pixels);
+  for (float& edge : edges)
+    if (uniform(0, 1) < density) edge = static_cast<float>(uniform(0, 1));
+  for (float& angle : orientation) angle = static_cast<float>(uniform(-10, 10));
+  std::vector<float> boxes(frames * params.max_boxes * 4), scores(frames * params.max_boxes);
+  std::vector<int64_t> counts(frames);
+  edge_boxes_cpu(view(boxes.data(), Dtype::kFloat32, {frames, params.max_boxes, 4}, "boxes"),
+                 view(scores.data(), Dtype::kFloat32, {frames, params.max_boxes}, "scores"),
+                 view(counts.data(), Dtype::kInt64, {frames}, "counts"),
+                 view(edges.data(), Dtype::kFloat32, {frames, height, width}, "edges"),
+                 view(orientation.data(), Dtype::kFloat32, {frames, height, width}, "orientation"), params);
+  for (int64_t f = 0; f < frames; ++f)
+    for (int64_t i = 0; i < counts[f]; ++i) {
+      const float* box = &boxes[(f * params.max_boxes + i) * 4];
+      if (!(box[0] >= 1 && box[1] >= 1 && box[2] <= width && box[3] <= height)) fail("edge_boxes", box[2], width);
+      const float score = scores[f * params.max_boxes + i];
+      if (!(score > 0) || (i > 0 && score > scores[f * params.max_boxes + i - 1])) fail("edge_boxes score", score, 0);
+    }
+}
+
+void check_edge_boxes() {
+  for (double density : {0.0, 0.02, 0.1, 0.5, 1.0})
+    for (const auto& [height, width] : {std::pair{1, 1}, {2, 90}, {61, 1}, {60, 81}, {97, 33}})
+      check_edge_boxes(height, width, density);
+}
+
 template <typename T>
 void check_type() {
   for (bool last : {false, true})
@@ -209,6 +243,7 @@ int main() {
     check_type<float>();
     check_type<Half>();
     check_type<BFloat16>();
+    check_edge_boxes();
     std::printf("%s passed\n", isa_name(isa));
   }
 }
