@@ -23,9 +23,10 @@ IDLE_SECONDS = 30.0
 _ITEM, _DONE, _ERROR = b"i", b"d", b"e"  # first byte of a reply
 
 _ENVIRONMENT = {
+    # Calls are the unit of parallel work.
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
-    # Calls are the unit of parallel work. Their pictures are large enough for the C library to map each anew
-    # and hand it back, which took a tenth of the time; these are glibc's highest, and unknown elsewhere.
+    # The C library maps large pictures anew each time and hands them back, which took a tenth of the time.
+    # These are glibc's highest, and unknown elsewhere.
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
 }

@@ -176,6 +176,7 @@ void edge_boxes(py::handle boxes, py::handle scores, py::handle counts, py::hand
 }  // namespace avfast
 
 PYBIND11_MODULE(_C, m) {
+  using py::literals::operator""_a;
   m.doc() = "Native kernels of avfast; call them through avfast.ops.";
   py::register_exception_translator([](std::exception_ptr error) {
     try {
@@ -196,5 +197,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("mil_aggregate_backward", &avfast::mil_aggregate_backward);
   m.def("mil_logsumexp_forward", &avfast::mil_logsumexp_forward);
   m.def("mil_logsumexp_backward", &avfast::mil_logsumexp_backward);
-  m.def("edge_boxes", &avfast::edge_boxes);
+  m.def("edge_boxes", &avfast::edge_boxes, "boxes"_a, "scores"_a, "counts"_a, "edges"_a, "orientation"_a, "max_boxes"_a,
+        "alpha"_a, "beta"_a, "eta"_a, "min_score"_a, "edge_min_mag"_a, "edge_merge_thr"_a, "cluster_min_mag"_a,
+        "max_aspect_ratio"_a, "min_box_area"_a, "gamma"_a, "kappa"_a);
 }

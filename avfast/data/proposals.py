@@ -208,30 +208,14 @@ def _edge_boxes(
     boxes = np.zeros((1, max_boxes, 4), np.float32)
     scores, counts = np.zeros((1, max_boxes), np.float32), np.zeros(1, np.int64)
     maps = (np.ascontiguousarray(values, np.float32)[None] for values in (edges, orientation))
-    try:
-        native().edge_boxes(boxes, scores, counts, *maps, max_boxes, *_native_order(parameters))
+    search = {name: value for name, value in vars(parameters).items() if name != "search_side"}
+    try:  # not by avfast.ops, which needs torch, whose import takes longer than small jobs
+        native().edge_boxes(boxes, scores, counts, *maps, max_boxes, **search)
     except ValueError as error:  # more windows than can be searched
         raise InputError(f"EdgeBoxes: {error}") from error
     height, width = edges.shape
     np.clip(boxes, 0, np.array([width, height] * 2, np.float32), out=boxes)
     return boxes[0, : counts[0]], scores[0, : counts[0]]
-
-
-def _native_order(parameters: EdgeBoxesParameters) -> Sequence[float]:
-    """As ``avfast.ops.edge_boxes`` has them, which needs torch, whose import takes longer than small jobs."""
-    return (
-        parameters.alpha,
-        parameters.beta,
-        parameters.eta,
-        parameters.min_score,
-        parameters.edge_min_mag,
-        parameters.edge_merge_thr,
-        parameters.cluster_min_mag,
-        parameters.max_aspect_ratio,
-        parameters.min_box_area,
-        parameters.gamma,
-        parameters.kappa,
-    )
 
 
 @cache

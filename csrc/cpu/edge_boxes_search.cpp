@@ -220,8 +220,8 @@ void Search::add_windows(const WindowShape& shape) {
   }
 }
 
-void make_exact(Scorer& scorer, Box box, Score& score) {
-  if (!score.exact()) score.low = score.high = scorer.score(box, 0);
+void make_exact(Scorer& scorer, Box box, Score& score, float floor = 0) {
+  if (!score.exact()) score.low = score.high = scorer.score(box, floor);
 }
 
 // Takes the moved box in place of the window's where it scores more.
@@ -273,8 +273,7 @@ Entry Search::advance(Worker& worker, int32_t index) {
   if (worth_a_look(worker, window)) return look_closer(worker, index);
   if (window.score.high == 0) {
     window.score = worker.scorer.estimate(window.box, floor_);
-    if (window.score.low <= floor_ && !window.score.exact())
-      window.score.low = window.score.high = worker.scorer.score(window.box, floor_);
+    if (window.score.low <= floor_) make_exact(worker.scorer, window.box, window.score, floor_);
     worker.zero.add(window.score.high == 0);
     return {window.score.high > 0 ? kAsBefore : 0, index, false};
   }
@@ -387,19 +386,18 @@ std::vector<Proposal> Search::best_found() {
   Suppression suppression(params_);
   while (!left.empty() && static_cast<int64_t>(best.size()) < params_.max_boxes) {
     std::pop_heap(left.begin(), left.end(), later);
-    Window& window = windows_[left.back().index];
-    const bool covered = suppression.covers(window.box), exact = window.score.exact();
-    if (!covered && !exact) {
-      make_exact(workers_[0].scorer, window.box, window.score);
-      left.back().bound = window.score.high;
-      std::push_heap(left.begin(), left.end(), later);
-      continue;
-    }
-    if (!covered) {
+    const int32_t index = left.back().index;
+    left.pop_back();
+    Window& window = windows_[index];
+    if (suppression.covers(window.box)) continue;
+    if (window.score.exact()) {
       suppression.add(window.box);
       best.push_back({window.box, window.score.high});
+    } else {
+      make_exact(workers_[0].scorer, window.box, window.score);
+      left.push_back({window.score.high, index, true});
+      std::push_heap(left.begin(), left.end(), later);
     }
-    left.pop_back();
   }
   return best;
 }
